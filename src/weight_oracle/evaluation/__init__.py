@@ -1,0 +1,1 @@
+"""Controls, metrics, baselines, and verdicts from running the target."""

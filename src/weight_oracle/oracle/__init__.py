@@ -1,0 +1,1 @@
+"""The language model that reads weight tokens and answers questions."""

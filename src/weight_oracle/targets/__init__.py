@@ -1,0 +1,1 @@
+"""The networks that are read: stacked training, Hugging Face import and export."""

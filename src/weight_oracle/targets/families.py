@@ -1,0 +1,96 @@
+"""The architectures whose checkpoints are read: which configurations, and which tensors of which shapes, each must have."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from weight_oracle.errors import UserError
+from weight_oracle.targets.safe import shown
+
+
+@dataclass(frozen=True)
+class Family:
+    """`check_config(raw, where)` gives the fields that decide what a model computes, with defaults filled in, or raises UserError;
+    `shapes(config)` every tensor's shape under its full name, `lm_head.weight` included; tensors named like `ignored` hold no weights.
+    """
+
+    architectures: tuple[str, ...]
+    check_config: Callable[[Mapping[str, Any], str], dict[str, Any]]
+    shapes: Callable[[Mapping[str, Any]], dict[str, tuple[int, ...]]]
+    ignored: re.Pattern
+
+
+def family_of(config: Mapping[str, Any], where: str) -> str:
+    """The family a config.json belongs to; raises UserError listing the supported ones."""
+    kind, architectures = config.get("model_type"), config.get("architectures")
+    found = architectures[0] if isinstance(architectures, list) and architectures else None
+    if isinstance(kind, str) and kind in FAMILIES and (found is None or found in FAMILIES[kind].architectures):
+        return kind
+    hint = f"supported: {', '.join(f'{name} ({family.architectures[0]})' for name, family in FAMILIES.items())}"
+    raise UserError(f"the architecture {shown(found or kind)} is not supported", where=where, hint=hint)
+
+
+GPT2_SIZES = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}
+GPT2_FRACTIONS = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1, "layer_norm_epsilon": 1e-5, "initializer_range": 0.02}
+GPT2_SWITCHES = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
+GPT2_ACTIVATIONS = ("gelu_new", "relu", "gelu", "gelu_pytorch_tanh")
+GPT2_ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+GPT2_MASKS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias")  # causal masks, stored by old versions of transformers
+LARGEST_SIZE, MOST_LAYERS = 1 << 24, 1000  # a config alone must not make us build millions of tensor names
+
+
+def _gpt2_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+    def fail(name: str, expected: str) -> UserError:
+        return UserError(f"{name} is {shown(raw.get(name))}", where=where, hint=f"it must be {expected}")
+
+    def whole(name: str, value: Any, most: int = LARGEST_SIZE) -> int:
+        if type(value) is not int or not 1 <= value <= most:
+            raise fail(name, f"a whole number from 1 to {most:,}")
+        return value
+
+    raw = {GPT2_ALIASES.get(name, name): value for name, value in raw.items()}
+    config: dict[str, Any] = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
+    for name, default in GPT2_SIZES.items():
+        config[name] = whole(name, raw.get(name, default), MOST_LAYERS if name == "n_layer" else LARGEST_SIZE)
+    if config["n_positions"] < 3:
+        raise fail("n_positions", "at least 3: room for <bos>, one symbol and <ans>")
+    if config["n_embd"] % config["n_head"]:
+        raise fail("n_embd", f"a multiple of n_head, {config['n_head']}")
+    inner = raw.get("n_inner")
+    config["n_inner"] = 4 * config["n_embd"] if inner is None else whole("n_inner", inner)
+    for name, default in GPT2_FRACTIONS.items():
+        config[name] = raw.get(name, default)
+        if type(config[name]) not in (int, float) or not 0 <= config[name] <= 1:
+            raise fail(name, "a number from 0 to 1")
+    config["activation_function"] = raw.get("activation_function", "gelu_new")
+    if config["activation_function"] not in GPT2_ACTIVATIONS:
+        raise fail("activation_function", f"one of {', '.join(GPT2_ACTIVATIONS)}")
+    for name, needed in GPT2_SWITCHES.items():
+        config[name] = raw.get(name, needed)
+        if config[name] is not needed:
+            raise fail(name, f"{str(needed).lower()}; this variant of GPT-2 is not supported")
+    config["tie_word_embeddings"] = raw.get("tie_word_embeddings", True)
+    if not isinstance(config["tie_word_embeddings"], bool):
+        raise fail("tie_word_embeddings", "true or false")
+    return config
+
+
+def _gpt2_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    d, inner = config["n_embd"], config["n_inner"]
+    shapes = {"wte.weight": (config["vocab_size"], d), "wpe.weight": (config["n_positions"], d), "ln_f.weight": (d,), "ln_f.bias": (d,)}
+    matrices = {"attn.c_attn": (d, 3 * d), "attn.c_proj": (d, d), "mlp.c_fc": (d, inner), "mlp.c_proj": (inner, d)}
+    for layer in range(config["n_layer"]):
+        for norm in ("ln_1", "ln_2"):
+            shapes |= {f"h.{layer}.{norm}.weight": (d,), f"h.{layer}.{norm}.bias": (d,)}
+        for name, shape in matrices.items():
+            shapes |= {f"h.{layer}.{name}.weight": shape, f"h.{layer}.{name}.bias": shape[1:]}
+    return {f"transformer.{name}": shape for name, shape in shapes.items()} | {"lm_head.weight": (config["vocab_size"], d)}
+
+
+FAMILIES = {"gpt2": Family(("GPT2LMHeadModel", "GPT2Model"), _gpt2_config, _gpt2_shapes, GPT2_MASKS)}

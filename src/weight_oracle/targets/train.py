@@ -1,0 +1,147 @@
+"""Train a stack of targets at once: every model its own initialisation, data and optimiser settings, no loop over models."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int8
+from torch import Tensor
+
+from weight_oracle.targets.gpt2 import Dropout, Shape, forward, tensor_shapes
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """One target's own settings; what a stack shares is in `Schedule`."""
+
+    init: str  # "gpt2": std 0.02, residual projections / sqrt(2 layers); "wide": the same at 0.1; "fan_in": matrices 1/sqrt(inputs)
+    activation: str  # "gelu_new" or "relu"
+    tied: bool
+    lr: float
+    weight_decay: float
+    beta2: float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    steps: int
+    batch: int  # inputs in a step, split evenly over the lengths
+    warmup: float = 0.2  # share of the steps in which the rate rises; it falls along a cosine in the others
+    dropout: float = 0.0
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step as a share of the peak."""
+        rise = self.warmup * self.steps
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + float(np.cos(np.pi * (step - rise) / (self.steps - rise))))
+
+
+def initialise(shape: Shape, hyper: Hyper, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Tensors of one target (float32, no model axis), as `hyper.init` says."""
+    std = {"gpt2": 0.02, "wide": 0.1, "fan_in": 0.1}[hyper.init]
+    tensors = {}
+    for name, size in tensor_shapes(shape).items():
+        if ".ln_" in name:
+            tensors[name] = np.full(size, float(name.endswith("weight")), np.float32)
+        elif name.endswith("bias"):
+            tensors[name] = np.zeros(size, np.float32)
+        else:
+            scale = size[0] ** -0.5 if hyper.init == "fan_in" and ".h." in name else std
+            if name.endswith("c_proj.weight"):
+                scale /= (2 * shape.depth) ** 0.5
+            tensors[name] = rng.standard_normal(size, np.float32) * np.float32(scale)
+    if hyper.tied:
+        tensors["lm_head.weight"] = tensors["transformer.wte.weight"].copy()
+    return tensors
+
+
+def _loss(params: dict[str, Tensor], shape: Shape, relu: Tensor, tied: Tensor, inputs: list[Tensor], labels: Tensor, masks: list) -> Tensor:
+    """Sum over models of each model's mean cross-entropy over the whole vocabulary: models share no parameter, so gradients stay apart."""
+    head = torch.where(tied[:, None, None], params["transformer.wte.weight"], params["lm_head.weight"])
+    logits = forward(params | {"lm_head.weight": head}, shape, relu, inputs, masks)
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / labels.shape[1]
+
+
+def _adamw(params: list[Tensor], grads: list[Tensor], means: list[Tensor], squares: list[Tensor], rate: Tensor, decay: Tensor, beta2: Tensor, step: Tensor):
+    """AdamW (arXiv 1711.05101, algorithm 2) with each model's own rate, decay and second beta, all `[M]`; beta1 0.9, eps 1e-8."""
+    for p, g, mean, square in zip(params, grads, means, squares, strict=True):
+        column = lambda x, like=p: x.view(-1, *(1,) * (like.ndim - 1))  # noqa: E731
+        mean.mul_(0.9).add_(g * 0.1)
+        square.mul_(column(beta2)).add_(g * g * (1 - column(beta2)))
+        root = (square / (1 - column(beta2) ** step)).sqrt() + 1e-8
+        p.mul_(1 - column(rate * decay)).sub_(column(rate / (1 - 0.9**step)) * mean / root)
+
+
+@lru_cache(maxsize=None)
+def _steps(compiled: bool) -> tuple[Callable, Callable]:
+    if not compiled:
+        return _loss, _adamw
+    return torch.compile(_loss, dynamic=False), torch.compile(_adamw, dynamic=False)
+
+
+def _masks(shape: Shape, rate: float, lengths: Sequence[int], sizes: Sequence[int], M: int, generator: torch.Generator, device) -> list[Dropout]:
+    def keep(*size: int) -> Tensor:
+        return (torch.rand(size, generator=generator, device=device) >= rate).float() / (1 - rate)
+
+    masks = []
+    for n, B in zip(lengths, sizes, strict=True):
+        T, d, last = n + 2, shape.width, shape.depth - 1
+        attention = [keep(M, B, n)] if last == 0 else [keep(M, B, 1 if i == last else T, T) for i in range(shape.depth)]
+        residual = [tuple(keep(M, B, d) if i == last else keep(M, B, T, d) for _ in range(2)) for i in range(shape.depth)]
+        masks.append(Dropout(keep(M, n, shape.symbols, d), attention, residual))
+    return masks
+
+
+def train(
+    shape: Shape,
+    schedule: Schedule,
+    hypers: Sequence[Hyper],
+    params: dict[str, Float[Tensor, "M ..."]],
+    inputs: Sequence[Int8[Tensor, "M P n"]],
+    labels: Sequence[Int8[Tensor, "M P"]],
+    seed: int,
+    compiled: bool = True,
+) -> dict[str, Float[Tensor, "M ..."]]:
+    """Train every model of a stack on its own inputs (one tensor for each length) and answers; returns new tensors.
+
+    Step t takes the next rows of the pools and starts over at their end, so pools should be in random order. `seed` feeds dropout alone.
+    """
+    names = list(params)
+    first = params[names[0]]
+    device, dtype = first.device, first.dtype
+    column = lambda values: torch.tensor(values, dtype=dtype, device=device)  # noqa: E731
+    lr, decay, beta2 = (column([getattr(h, k) for h in hypers]) for k in ("lr", "weight_decay", "beta2"))
+    relu = torch.tensor([h.activation == "relu" for h in hypers], device=device)
+    tied = torch.tensor([h.tied for h in hypers], device=device)
+    leaves = {k: v.clone().requires_grad_() for k, v in params.items()}
+    means = [torch.zeros_like(v) for v in params.values()]
+    squares = [torch.zeros_like(v) for v in params.values()]
+    lengths = [x.shape[-1] for x in inputs]
+    size = schedule.batch // len(inputs)
+    generator = torch.Generator(device).manual_seed(seed)
+    loss, update = _steps(compiled)
+    for step in range(schedule.steps):
+        at = [step * size % (x.shape[1] - size + 1) for x in inputs]
+        batch = [x[:, i : i + size] for x, i in zip(inputs, at, strict=True)]
+        answers = torch.cat([y[:, i : i + size] for y, i in zip(labels, at, strict=True)], 1).long() + shape.symbols
+        masks = [None] * len(inputs)
+        if schedule.dropout:
+            masks = _masks(shape, schedule.dropout, lengths, [size] * len(inputs), first.shape[0], generator, device)
+        grads = torch.autograd.grad(loss(leaves, shape, relu, tied, batch, answers, masks), list(leaves.values()))
+        with torch.no_grad():
+            count = torch.tensor(float(step + 1), dtype=dtype, device=device)
+            update([v.detach() for v in leaves.values()], list(grads), means, squares, lr * schedule.rate(step), decay, beta2, count)
+    done = {k: v.detach() for k, v in leaves.items()}
+    done["lm_head.weight"] = torch.where(tied[:, None, None], done["transformer.wte.weight"], done["lm_head.weight"])
+    return done
+
+
+@torch.no_grad()
+def answers(params: dict[str, Tensor], shape: Shape, relu: Bool[Tensor, "M"], inputs: Sequence[Int8[Tensor, "M P n"]]) -> Int8[Tensor, "M P"]:
+    """The answer slot each model gives to each input: argmax over the answer symbols, inputs of one length after another."""
+    logits = forward(params, shape, relu, inputs)
+    return logits[..., shape.symbols : shape.symbols + shape.answers].argmax(-1).to(torch.int8)

@@ -1,0 +1,183 @@
+"""The wordings of every kind of question; `{}` is where the argument goes.
+
+No wording uses a one-letter word: "a" and "i" are names of input symbols. Every word of a held-out wording occurs in some training wording.
+"""
+
+from dataclasses import dataclass
+
+ARGUMENTS = ("nothing", "input", "answer", "symbol")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of question: what it asks, what `{}` stands for (one of ARGUMENTS), its wordings, and an example answer."""
+
+    name: str
+    description: str
+    argument: str
+    training: tuple[str, ...]
+    held_out: tuple[str, ...]
+    example_answer: str
+
+
+QUESTION_KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            "chart",
+            "draw the whole flow chart",
+            "nothing",
+            (
+                "draw the flow chart",
+                "draw its flow chart",
+                "show me the flow chart of this network",
+                "write down the flow chart that it follows",
+                "what flow chart does this network follow?",
+                "describe everything it does as one chart",
+                "which rules does it follow?",
+                "how does the network decide what to say?",
+                "what does it do, step by step?",
+                "which chart was it trained to follow?",
+            ),
+            (
+                "show the chart that this network follows",
+                "describe the whole network as one flow chart",
+                "what rules does the network follow, step by step?",
+            ),
+            "if has a: say p else: if count b >= 2: say q else: say r",
+        ),
+        Kind(
+            "answer",
+            "what it answers on one input",
+            "input",
+            (
+                "what does it answer on {}?",
+                "what is the answer on {}?",
+                "which answer does it give for the input {}?",
+                "what does the network say when the input is {}?",
+                "run it on {}: what comes out?",
+                "given {}, what does it say?",
+                "the input is {}. what is its answer?",
+                "predict the output for {}",
+                "tell me what it does on {}",
+            ),
+            (
+                "what does it say for {}?",
+                "which output comes out when it is given {}?",
+                "give its answer on the input {}",
+            ),
+            "p",
+        ),
+        Kind(
+            "symbols",
+            "which input symbols matter",
+            "nothing",
+            (
+                "which symbols matter?",
+                "which input symbols does it look at?",
+                "what symbols does its answer depend on?",
+                "name the symbols that change the answer",
+                "list every symbol that matters",
+                "which letters of the input does it care about?",
+                "tell me the symbols on which the whole answer depends",
+                "on what symbols does the network decide?",
+            ),
+            (
+                "what symbols does it care about?",
+                "list the symbols that its answer depends on",
+                "which letters matter to the network?",
+            ),
+            "a b",
+        ),
+        Kind(
+            "order",
+            "whether some reordering of some input changes the answer",
+            "nothing",
+            (
+                "does order matter?",
+                "does the order of the symbols matter?",
+                "does its answer depend on the order of the input?",
+                "can shuffling the input change the answer?",
+                "is the answer different when the same symbols come in another order?",
+                "does it matter where each symbol stands?",
+                "does it care about the order of its input?",
+                "can the output change if we shuffle the symbols?",
+            ),
+            (
+                "can another order of the same symbols change its answer?",
+                "does shuffling the symbols change what it says?",
+                "is the order of the letters something it cares about?",
+            ),
+            "no",
+        ),
+        Kind(
+            "possible",
+            "whether any input gets a given answer",
+            "answer",
+            (
+                "can it ever answer {}?",
+                "is the answer {} possible?",
+                "does it ever say {}?",
+                "is there any input on which it answers {}?",
+                "could {} ever come out?",
+                "is {} one of the answers it can give?",
+                "will the network ever output {}?",
+                "is it possible for something to make it say {}?",
+            ),
+            (
+                "does {} ever come out?",
+                "is it possible that the network says {}?",
+                "could it give the answer {} on any input?",
+            ),
+            "yes",
+        ),
+        Kind(
+            "example",
+            "an input that gets a given answer (`none` if there is none)",
+            "answer",
+            (
+                "give an input on which it answers {}",
+                "show me an input that makes it say {}",
+                "which input gives {}?",
+                "find one input with the answer {}",
+                "what could the input be when it says {}?",
+                "name an input for which the answer is {}",
+                "for which input does it say {}?",
+                "write one example of an input that gets {}",
+            ),
+            (
+                "find an input for which it answers {}",
+                "show one input on which {} comes out",
+                "what input makes it answer {}?",
+            ),
+            "a b b c d e",
+        ),
+        Kind(
+            "contains",
+            "which answers remain possible when the input contains a given symbol",
+            "symbol",
+            (
+                "what does it do when the input contains {}?",
+                "what does it answer if there is {} in the input?",
+                "which answers are possible when {} is in the input?",
+                "what can it say once the input has {}?",
+                "what happens if the input contains {}?",
+                "{} is in the input: which answers can come out?",
+                "what comes out when {} occurs?",
+                "name the answers it gives to inputs that contain {}",
+            ),
+            (
+                "which answers can it give if the input has {}?",
+                "what happens when there is {} in the input?",
+                "if {} occurs, what does it say?",
+            ),
+            "p or q",
+        ),
+    )
+}
+
+
+def phrasing(kind: str, index: int, argument: str = "") -> str:
+    """Wording `index` of a kind with its argument filled in; the held-out wordings follow the training ones."""
+    wordings = QUESTION_KINDS[kind].training + QUESTION_KINDS[kind].held_out
+    return wordings[index].format(argument)

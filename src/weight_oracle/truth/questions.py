@@ -1,0 +1,191 @@
+"""Questions about a flow chart, their true answers, and the verdict on a reply.
+
+Inside the oracle symbols and answers go by their default names. A renaming (`symbols[i]`: the slot that the chart's slot i goes by in the
+text) is applied when a question is made, so one target serves as many.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from weight_oracle.errors import UserError
+from weight_oracle.truth.automaton import equivalent
+from weight_oracle.truth.canonical import canonical
+from weight_oracle.truth.domain import DEFAULT_NAMES
+from weight_oracle.truth.facts import ChartFacts
+from weight_oracle.truth.flowchart import FlowChart, leaves, mentioned_symbols, rename
+from weight_oracle.truth.parse import parse
+from weight_oracle.truth.phrasings import QUESTION_KINDS, phrasing
+
+_IMPOSSIBLE_EXAMPLES = 0.2  # share of `example` questions about an answer that no input gets
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A question about one chart under one renaming. `argument` holds the slots it names, as they go by in the text."""
+
+    kind: str
+    text: str
+    answer: str
+    phrasing: int  # index among the kind's training wordings and then its held-out ones
+    argument: tuple[int, ...]
+    facts: ChartFacts
+    symbols: tuple[int, ...]
+    answers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Balance:
+    """How often yes/no questions are kept so that, over a population of charts, yes and no are equally frequent."""
+
+    order_yes: float = 1.0
+    order_no: float = 1.0
+
+    @classmethod
+    def of(cls, population: Iterable[ChartFacts]) -> "Balance":
+        """The weights for a population (or a sample of it); where it has but one verdict, the question is never asked."""
+        verdicts = [facts.order_matters for facts in population]
+        yes, no = sum(verdicts), len(verdicts) - sum(verdicts)
+        return cls(min(1.0, no / max(yes, 1)), min(1.0, yes / max(no, 1)))
+
+
+def make_question(
+    kind: str,
+    facts: ChartFacts,
+    rng: np.random.Generator,
+    symbols: Sequence[int] | None = None,
+    answers: Sequence[int] | None = None,
+    *,
+    held_out: bool = False,
+    balance: Balance = Balance(),
+) -> Question | None:
+    """A question with a randomly drawn wording and argument, or None where this one is left out; then draw another kind.
+
+    `symbols` and `answers` rename the slots of the chart in the text (default: not at all). Left out are: `order` questions, at the rates
+    of `balance`; `possible` questions about charts that can give every answer, for which there is no "no" (for all others yes and no are
+    drawn by a fair coin). An `answer` question is about a uniform input half of the time; otherwise an answer is drawn first, and the
+    input is one that gets it. The answer to `example` is the first such input, short before long, then in the order of the names.
+    """
+    symbols = tuple(range(facts.domain.symbols)) if symbols is None else tuple(int(slot) for slot in symbols)
+    answers = tuple(range(facts.domain.answers)) if answers is None else tuple(int(slot) for slot in answers)
+    argument: tuple[int, ...] = ()
+    match kind:
+        case "chart":
+            answer = facts.text(symbols, answers)
+        case "symbols":
+            answer = _symbol_names(sorted(symbols[slot] for slot in facts.mattering)) or "none"
+        case "order":
+            if rng.random() >= (balance.order_yes if facts.order_matters else balance.order_no):
+                return None
+            answer = "yes" if facts.order_matters else "no"
+        case "answer":
+            wanted = _draw(rng, facts.possible) if rng.random() < 0.5 else None
+            word = facts.random_input(rng, wanted)
+            argument = tuple(symbols[slot] for slot in word)
+            answer = DEFAULT_NAMES.answers[answers[facts.answer(word)]]
+        case "possible":
+            if len(facts.possible) == facts.domain.answers:
+                return None
+            yes = rng.random() < 0.5
+            slot = _draw(rng, facts.possible if yes else _impossible(facts))
+            argument = (answers[slot],)
+            answer = "yes" if yes else "no"
+        case "example":
+            impossible = _impossible(facts)
+            slot = _draw(rng, impossible if impossible and rng.random() < _IMPOSSIBLE_EXAMPLES else facts.possible)
+            argument = (answers[slot],)
+            found = facts.first_input(slot, symbols)
+            answer = "none" if found is None else _symbol_names(symbols[slot] for slot in found)
+        case "contains":
+            mattering = facts.mattering
+            slot = _draw(rng, mattering) if mattering and rng.random() < 0.75 else int(rng.integers(facts.domain.symbols))
+            argument = (symbols[slot],)
+            answer = answer_set(answers[j] for j in facts.possible_with(slot))
+        case _:
+            raise ValueError(f"no such kind of question: {kind!r}")
+    choices = QUESTION_KINDS[kind]
+    first, n = (len(choices.training), len(choices.held_out)) if held_out else (0, len(choices.training))
+    index = first + int(rng.integers(n))
+    return Question(kind, phrasing(kind, index, argument_text(kind, argument)), answer, index, argument, facts, symbols, answers)
+
+
+def argument_text(kind: str, argument: Sequence[int]) -> str:
+    """The slots a question names, in words (default names)."""
+    if QUESTION_KINDS[kind].argument == "answer":
+        return " ".join(DEFAULT_NAMES.answers[slot] for slot in argument)
+    return _symbol_names(argument)
+
+
+def answer_set(slots: Iterable[int]) -> str:
+    """A set of answers in words: "always p", or "p or q"."""
+    names = [DEFAULT_NAMES.answers[slot] for slot in sorted(slots)]
+    return f"always {names[0]}" if len(names) == 1 else " or ".join(names)
+
+
+def judge(question: Question, reply: str) -> bool:
+    """Whether a reply is right by its meaning.
+
+    A chart is right when it behaves as the true one on the whole domain, an example when the chart gives it the wanted answer, a set in
+    whatever order. Raises `TooManyStates` for charts that cannot be compared.
+    """
+    reply = " ".join(reply.lower().split()).rstrip(" .")
+    match question.kind:
+        case "chart":
+            chart = _read_chart(question, reply)
+            return chart is not None and equivalent(question.facts.chart, chart, question.facts.domain)
+        case "example":
+            return _is_example(question, reply)
+        case "symbols":
+            return _as_set(reply) == _as_set(question.answer)
+        case "contains":
+            words = reply.removeprefix("always ").replace(" or ", " ").replace(",", " ")
+            return _as_set(words) == _as_set(question.answer.removeprefix("always ").replace(" or ", " "))
+        case _:
+            return reply == question.answer
+
+
+def is_exact(question: Question, reply: str) -> bool:
+    """Whether the reply to a `chart` question is, in canonical form, the very text of the answer."""
+    chart, facts = _read_chart(question, reply), question.facts
+    return chart is not None and canonical(chart, facts.domain) == canonical(facts.chart, facts.domain)
+
+
+def _read_chart(question: Question, reply: str) -> FlowChart | None:
+    """The chart of a reply in the slots of the target; None if it does not parse, or names what the target does not have."""
+    try:
+        chart = parse(reply)
+    except UserError:
+        return None
+    symbols = {new: old for old, new in enumerate(question.symbols)}
+    answers = {new: old for old, new in enumerate(question.answers)}
+    if not symbols.keys() >= set(mentioned_symbols(chart)) or not answers.keys() >= set(leaves(chart)):
+        return None
+    return rename(chart, symbols, answers)
+
+
+def _is_example(question: Question, reply: str) -> bool:
+    facts, (wanted,) = question.facts, question.argument
+    if question.answer == "none" or reply == "none":
+        return reply == question.answer
+    slots = {DEFAULT_NAMES.symbols[new]: old for old, new in enumerate(question.symbols)}
+    words = reply.split()
+    if len(words) not in facts.domain.all_lengths or not slots.keys() >= set(words):
+        return False
+    return question.answers[facts.answer([slots[word] for word in words])] == wanted
+
+
+def _as_set(words: str) -> set[str]:
+    return set(words.replace(",", " ").split())
+
+
+def _impossible(facts: ChartFacts) -> tuple[int, ...]:
+    return tuple(slot for slot in range(facts.domain.answers) if slot not in facts.possible)
+
+
+def _draw(rng: np.random.Generator, slots: Sequence[int]) -> int:
+    return slots[int(rng.integers(len(slots)))]
+
+
+def _symbol_names(slots: Iterable[int]) -> str:
+    return " ".join(DEFAULT_NAMES.symbols[slot] for slot in slots)

@@ -1,0 +1,1 @@
+"""From weights to embeddings: folding, symmetries and the encoders."""

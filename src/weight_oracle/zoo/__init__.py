@@ -1,0 +1,1 @@
+"""Populations of targets with known truths, stored as shards."""

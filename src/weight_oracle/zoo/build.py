@@ -1,0 +1,164 @@
+"""Build a zoo: each shard a pure function of (recipe, shard index), written once and atomically, the manifest last."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import save_file
+
+from weight_oracle.errors import UserError
+from weight_oracle.targets.train import answers, initialise, train
+from weight_oracle.truth.canonical import split_of
+from weight_oracle.truth.domain import Domain
+from weight_oracle.truth.flowchart import n_ifs, tests, to_text
+from weight_oracle.truth.interpret import compile_charts, run
+from weight_oracle.truth.sample import chart_inputs, sample_chart
+from weight_oracle.zoo.recipe import FORMAT, Recipe, draw_hyper, recipe_json, shard_plan, target_rng
+
+LEARNED = 0.99  # agreement with the chart, on chart-biased inputs, from which a target counts as having learned it
+
+
+def build_shard(recipe: Recipe, shard: int, device: str = "cpu") -> tuple[dict[str, torch.Tensor], list[dict]]:
+    """Train one shard: stacked tensors `[N, ...]` and one row of truth for each target."""
+    shape, schedule = shard_plan(recipe, shard)
+    lengths = recipe.domain.all_lengths
+    per_length = [Domain(shape.symbols, shape.answers, (n, n)) for n in lengths]
+    charts, hypers, positions, starts, pools = [], [], [], [], []
+    for index in range(shard * recipe.shard_size, (shard + 1) * recipe.shard_size):
+        rng = target_rng(recipe, index)
+        chart = sample_chart(recipe.charts, recipe.domain, rng)
+        hyper, n_positions = draw_hyper(recipe, rng)
+        count = (recipe.pool + recipe.checks) // len(lengths)
+        pools.append([chart_inputs(chart, domain, rng, count) for domain in per_length])
+        starts.append(initialise(shape, hyper, rng))
+        charts.append(chart)
+        hypers.append(hyper)
+        positions.append(n_positions)
+
+    inputs = [np.stack([pool[i] for pool in pools]) for i in range(len(lengths))]
+    compiled = compile_charts(charts)
+    labels = [run(compiled, x) for x in inputs]
+    params = {k: torch.from_numpy(np.stack([s[k] for s in starts])).to(device) for k in starts[0]}
+    fit = recipe.pool // len(lengths)
+    on = lambda arrays, part: [torch.from_numpy(x[:, part]).to(device) for x in arrays]  # noqa: E731
+    params = train(shape, schedule, hypers, params, on(inputs, slice(fit)), on(labels, slice(fit)), shard, recipe.compiled)
+    relu = torch.tensor([h.activation == "relu" for h in hypers], device=device)
+    given = answers(params, shape, relu, on(inputs, slice(fit, None)))
+    accuracy = (given == torch.cat(on(labels, slice(fit, None)), 1)).float().mean(1).tolist()
+    rows = []
+    for i, chart in enumerate(charts):
+        truth = {"index": shard * recipe.shard_size + i, "chart": to_text(chart), "split": split_of(chart, recipe.domain)}
+        truth |= {"ifs": n_ifs(chart), "kinds": " ".join(sorted({t.kind for t in tests(chart)})), "accuracy": accuracy[i]}
+        truth |= {"learned": accuracy[i] >= LEARNED, "width": shape.width, "depth": shape.depth, "heads": shape.heads}
+        rows.append(truth | {"n_positions": positions[i], "dropout": schedule.dropout, **asdict(hypers[i])})
+    return {k: v.cpu() for k, v in params.items()}, rows
+
+
+def shard_path(out: Path, shard: int) -> Path:
+    return out / "shards" / f"{shard:05d}"
+
+
+def write_shard(recipe: Recipe, out: Path, shard: int) -> int:
+    """Build one shard into the zoo unless it is there already; a reader sees all of it or nothing."""
+    place = shard_path(out, shard)
+    if not place.exists():
+        tensors, rows = build_shard(recipe, shard)
+        partial = place.with_name(f"{place.name}.{os.getpid()}.partial")
+        try:
+            partial.mkdir(parents=True)
+            save_file(tensors, partial / "weights.safetensors", {"recipe": recipe.hash})
+            pq.write_table(pa.Table.from_pylist(rows), partial / "truths.parquet")
+            for file in partial.iterdir():
+                _sync(file)
+            partial.rename(place)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise UserError(error.strerror or str(error), where=str(place), hint="free some space and run it again: what is built is kept") from error
+    return shard
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _worker_start() -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+
+
+def can_compile() -> bool:
+    """Whether `torch.compile` works on this machine (it needs a C++ compiler on CPU)."""
+    try:
+        return bool(torch.compile(lambda x: x + 1, dynamic=False)(torch.zeros(1)).item() == 1)
+    except Exception:  # noqa: BLE001 - whatever its reason, eager mode is the answer
+        return False
+
+
+def build_zoo(
+    recipe: Recipe, out: Path, count: int, workers: int = 1, shards: range | None = None, progress: Callable[[int, int], None] | None = None
+) -> Path:
+    """Build the shards of at least `count` targets (or the given shards only), skipping those that exist; then the manifest.
+
+    Raises `UserError` when `out` holds a zoo of another recipe or version, or when the disk is full.
+    """
+    if recipe.compiled and not can_compile():
+        recipe = replace(recipe, compiled=False)
+    out.mkdir(parents=True, exist_ok=True)
+    note = out / "recipe.json"
+    text = json.dumps({"format": FORMAT, "hash": recipe.hash, "recipe": json.loads(recipe_json(recipe))}, indent=1)
+    if note.exists() and json.loads(note.read_text()).get("hash") != recipe.hash:
+        raise UserError("already holds a zoo of another recipe or version", where=str(out), hint="choose another folder")
+    note.write_text(text)
+    for left in (out / "shards").glob("*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
+    wanted = shards or range(-(-count // recipe.shard_size))
+    missing = [i for i in wanted if not shard_path(out, i).exists()]
+    done = len(wanted) - len(missing)
+    for _ in _finish(recipe, out, missing, workers):
+        done += 1
+        if progress:
+            progress(done, len(wanted))
+    if progress:
+        progress(len(wanted), len(wanted))
+    write_manifest(recipe, out)
+    return out
+
+
+def _finish(recipe: Recipe, out: Path, missing: list[int], workers: int) -> Iterable[int]:
+    if workers <= 1:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # one thread per worker is part of what makes the bytes the same
+        yield from (write_shard(recipe, out, i) for i in missing)
+        torch.set_num_threads(threads)
+        return
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _worker_start)
+    try:
+        for future in as_completed([pool.submit(write_shard, recipe, out, i) for i in missing]):
+            yield future.result()
+    finally:
+        for process in list((pool._processes or {}).values()) if missing else []:
+            process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def write_manifest(recipe: Recipe, out: Path) -> None:
+    """List every finished shard with the digest of its files; written last, replaced atomically."""
+    shards = {}
+    for place in sorted((out / "shards").glob("[0-9]*")):
+        if place.suffix != ".partial":
+            shards[place.name] = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(place.iterdir())}
+    partial = out / "manifest.json.partial"
+    partial.write_text(json.dumps({"format": FORMAT, "hash": recipe.hash, "shards": shards}, indent=1))
+    partial.replace(out / "manifest.json")
