@@ -32,7 +32,7 @@ _RULES: dict[str, tuple[tuple[str, ...], ...]] = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What a chart may contain: the first so many names of symbols and answers, the numbers from 1 to `max_number`, these kinds of tests."""
+    """What a chart may contain: the first so many names of symbols and of answers, numbers from 1 to `max_number`, some kinds of tests."""
 
     symbols: int = 22
     answers: int = 4

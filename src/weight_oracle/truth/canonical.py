@@ -36,7 +36,8 @@ def canonical(chart: FlowChart, domain: Domain) -> FlowChart:
     order = tests(chart)
     masks = outcome_counts(order, domain)[0]
     if len(order) > EXACT_TESTS:
-        return _normal_form(chart, order, masks)
+        form = _normal_form(chart, order, masks)
+        return form if form == chart else canonical(form, domain)  # fewer ifs, perhaps few enough tests to be exact
     answers = np.array(leaves(chart))[leaf_of(chart, order, masks)]
     return _smallest_tree(order, dict(zip(masks.tolist(), answers.tolist(), strict=True)))
 

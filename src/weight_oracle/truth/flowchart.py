@@ -1,7 +1,7 @@
 """Flow charts as data. Symbols and answers are integer slots; names appear in text only.
 
-    CHART := say ANSWER | if TEST: CHART else: CHART
-    TEST  := has S | first is S | last is S | at K is S | count S >= K | S before S | contains S S … | pattern S . S …
+CHART := say ANSWER | if TEST: CHART else: CHART
+TEST  := has S | first is S | last is S | at K is S | count S >= K | S before S | contains S S … | pattern S . S …
 """
 
 from __future__ import annotations

@@ -5,12 +5,15 @@ No wording uses a one-letter word: "a" and "i" are names of input symbols. Every
 
 from dataclasses import dataclass
 
-ARGUMENTS = ("nothing", "input", "answer", "symbol")
+_EXAMPLE_ARGUMENTS = {"nothing": "", "input": "a b b c d e", "answer": "p", "symbol": "a"}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of question: what it asks, what `{}` stands for (one of ARGUMENTS), its wordings, and an example answer."""
+    """One kind of question: what it asks, what `{}` stands for (nothing, input, answer or symbol), its wordings, and an example answer.
+
+    The example answers are those of the chart that answers the example of `chart`, on inputs of length 6.
+    """
 
     name: str
     description: str
@@ -106,7 +109,7 @@ QUESTION_KINDS: dict[str, Kind] = {
             (
                 "can another order of the same symbols change its answer?",
                 "does shuffling the symbols change what it says?",
-                "is the order of the letters something it cares about?",
+                "is it the order of the letters that matters?",
             ),
             "no",
         ),
@@ -150,7 +153,7 @@ QUESTION_KINDS: dict[str, Kind] = {
                 "show one input on which {} comes out",
                 "what input makes it answer {}?",
             ),
-            "a b b c d e",
+            "a a a a a a",
         ),
         Kind(
             "contains",
@@ -171,7 +174,7 @@ QUESTION_KINDS: dict[str, Kind] = {
                 "what happens when there is {} in the input?",
                 "if {} occurs, what does it say?",
             ),
-            "p or q",
+            "always p",
         ),
     )
 }
@@ -181,3 +184,16 @@ def phrasing(kind: str, index: int, argument: str = "") -> str:
     """Wording `index` of a kind with its argument filled in; the held-out wordings follow the training ones."""
     wordings = QUESTION_KINDS[kind].training + QUESTION_KINDS[kind].held_out
     return wordings[index].format(argument)
+
+
+def list_questions() -> list[dict[str, str]]:
+    """What can be asked: for every kind its name, what it asks, an example, and an answer."""
+    return [
+        {
+            "kind": kind.name,
+            "asks": kind.description,
+            "example": phrasing(kind.name, 0, _EXAMPLE_ARGUMENTS[kind.argument]),
+            "answer": kind.example_answer,
+        }
+        for kind in QUESTION_KINDS.values()
+    ]

@@ -4,15 +4,16 @@ Inside the oracle symbols and answers go by their default names. A renaming (`sy
 text) is applied when a question is made, so one target serves as many.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from weight_oracle.errors import UserError
-from weight_oracle.truth.automaton import equivalent
+from weight_oracle.truth.automaton import TooManyStates, equivalent
 from weight_oracle.truth.canonical import canonical
-from weight_oracle.truth.domain import DEFAULT_NAMES
+from weight_oracle.truth.domain import DEFAULT_NAMES, Names
 from weight_oracle.truth.facts import ChartFacts
 from weight_oracle.truth.flowchart import FlowChart, leaves, mentioned_symbols, rename
 from weight_oracle.truth.parse import parse
@@ -123,17 +124,22 @@ def answer_set(slots: Iterable[int]) -> str:
     return f"always {names[0]}" if len(names) == 1 else " or ".join(names)
 
 
+def in_names(answer: str, names: Names) -> str:
+    """An answer with the default names replaced by a target's own; slots that it does not have keep their default names."""
+    own = dict(zip(DEFAULT_NAMES.symbols, names.symbols, strict=False)) | dict(zip(DEFAULT_NAMES.answers, names.answers, strict=False))
+    return re.sub(r"\w+", lambda word: own.get(word[0], word[0]), answer)
+
+
 def judge(question: Question, reply: str) -> bool:
     """Whether a reply is right by its meaning.
 
     A chart is right when it behaves as the true one on the whole domain, an example when the chart gives it the wanted answer, a set in
-    whatever order. Raises `TooManyStates` for charts that cannot be compared.
+    whatever order. A chart with too many tests to be compared counts as wrong.
     """
     reply = " ".join(reply.lower().split()).rstrip(" .")
     match question.kind:
         case "chart":
-            chart = _read_chart(question, reply)
-            return chart is not None and equivalent(question.facts.chart, chart, question.facts.domain)
+            return _behaves(question, reply)
         case "example":
             return _is_example(question, reply)
         case "symbols":
@@ -143,6 +149,14 @@ def judge(question: Question, reply: str) -> bool:
             return _as_set(words) == _as_set(question.answer.removeprefix("always ").replace(" or ", " "))
         case _:
             return reply == question.answer
+
+
+def _behaves(question: Question, reply: str) -> bool:
+    chart = _read_chart(question, reply)
+    try:
+        return chart is not None and equivalent(question.facts.chart, chart, question.facts.domain)
+    except TooManyStates:
+        return False
 
 
 def is_exact(question: Question, reply: str) -> bool:

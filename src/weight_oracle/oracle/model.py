@@ -1,0 +1,147 @@
+"""The oracle: a weight encoder in front of any causal language model.
+
+Weight tokens enter as a prefix of input embeddings ("prefix"), or at the output of decoder block 1 on placeholder positions by the rule of
+Activation Oracles (arXiv 2512.15674): h' = h + g |h| v / |v| ("residual"). Several questions about one target share its weight tokens in
+one packed sequence: each question sees the weight tokens and itself.
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+from weight_oracle.oracle.tokenizer import Codec
+from weight_oracle.truth.domain import default_names
+from weight_oracle.weights.atoms import AtomsEncoder
+from weight_oracle.weights.chunk import ChunkEncoder
+from weight_oracle.weights.encoder import EncoderConfig, WeightEncoder
+
+ENCODERS: dict[str, type[WeightEncoder]] = {"atoms": AtomsEncoder, "chunk": ChunkEncoder}
+
+
+class WeightOracleConfig(PretrainedConfig):
+    """`encoder`: fields of EncoderConfig; `backbone`: a causal LM's config; `injection`: "prefix" or "residual"; `gain`: g of the latter."""
+
+    model_type = "weight_oracle"
+
+    def __init__(self, encoder: dict | None = None, backbone: dict | None = None, injection: str = "prefix", gain: float = 1.0, **kwargs: Any):
+        self.encoder = encoder or {}
+        self.backbone = backbone or {}
+        self.injection = injection
+        self.gain = gain
+        super().__init__(**kwargs)
+
+    @property
+    def encoder_config(self) -> EncoderConfig:
+        return EncoderConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in self.encoder.items()})
+
+
+def new_config(encoder: EncoderConfig, backbone: PretrainedConfig, injection: str = "prefix", gain: float = 1.0) -> WeightOracleConfig:
+    return WeightOracleConfig(asdict(encoder), backbone.to_dict(), injection, gain)
+
+
+class WeightOracle(PreTrainedModel):
+    """Encoder and language model; `codec` maps text to the ids it was trained on and is not part of the state."""
+
+    config_class = WeightOracleConfig
+    base_model_prefix = "backbone"
+    config: WeightOracleConfig
+
+    def __init__(self, config: WeightOracleConfig):
+        super().__init__(config)
+        backbone = AutoConfig.for_model(**config.backbone)
+        self.backbone = AutoModelForCausalLM.from_config(backbone)
+        settings = config.encoder_config
+        self.encoder = ENCODERS[settings.encoding](settings, backbone.hidden_size)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Every part has initialised itself."""
+
+    def name_tokens(self, codec: Codec) -> Tensor:
+        """The ids of the words that the leading weight tokens stand for: symbols, then answers."""
+        c = self.config.encoder_config
+        if c.encoding != "atoms":
+            return torch.zeros(0, dtype=torch.long)
+        names = default_names(c.symbols, c.answers)
+        return torch.tensor([codec.ids[word] for word in (*names.symbols, *names.answers)])
+
+    def weight_tokens(self, batch: dict[str, Tensor], names: Int[Tensor, "K"]) -> Float[Tensor, "B T d"]:
+        """The weight tokens of prepared targets; tokens that stand for a word of the language carry that word's embedding too."""
+        tokens = self.encoder(batch)
+        word = self.backbone.get_input_embeddings()(names)
+        return tokens + F.pad(word, (0, 0, 0, tokens.shape[1] - len(names)))
+
+    def forward(
+        self,
+        atoms: dict[str, Tensor],
+        names: Int[Tensor, "K"],
+        input_ids: Int[Tensor, "B N"],
+        segment: Int[Tensor, "B N"],
+        place: Int[Tensor, "B N"],
+        labels: Int[Tensor, "B N"] | None = None,
+        blind: Bool[Tensor, "B"] | None = None,
+    ) -> ModelOutput:
+        """Packed questions about B targets. `segment` numbers the questions (-1: padding), `place` counts within each; `blind` targets
+        have their weight tokens hidden. Returns loss (mean nats per label) and logits [B, N, V].
+        """
+        tokens = self.weight_tokens(atoms, names)
+        B, T, _ = tokens.shape
+        prefix = torch.arange(T, device=tokens.device).expand(B, T)
+        position = torch.cat([prefix, place + T], 1)
+        owner = torch.cat([torch.full_like(prefix, -2), segment], 1)
+        order = torch.arange(owner.shape[1], device=tokens.device)
+        allowed = (order[:, None] >= order) & ((owner[:, :, None] == owner[:, None]) | (owner == -2)[:, None])
+        if blind is not None:
+            allowed = allowed & ~(blind[:, None, None] & (owner == -2)[:, None] & (owner != -2)[:, :, None])
+        allowed = allowed | torch.eye(owner.shape[1], dtype=torch.bool, device=tokens.device)
+        logits = self._run(tokens, self.backbone.get_input_embeddings()(input_ids), attention_mask=allowed[:, None], position_ids=position)[:, T:]
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
+        return ModelOutput(loss=loss, logits=logits)
+
+    def _run(self, tokens: Tensor, text: Tensor, **kwargs: Any) -> Tensor:
+        with self.injected(tokens):
+            return self.backbone(inputs_embeds=torch.cat([self.prefix(tokens), text.to(tokens.dtype)], 1), use_cache=False, **kwargs).logits
+
+    def prefix(self, tokens: Float[Tensor, "B T d"]) -> Float[Tensor, "B T d"]:
+        """The input embeddings at the weight tokens' positions: themselves, or a placeholder where they enter the residual stream."""
+        if self.config.injection == "prefix":
+            return tokens
+        return self.backbone.get_input_embeddings().weight[0].expand_as(tokens)
+
+    def injected(self, tokens: Float[Tensor, "B T d"]) -> "_Injection":
+        """Context in which the backbone's prefill receives `tokens` at its first T positions, if they enter the residual stream."""
+        return _Injection(self, tokens)
+
+
+class _Injection:
+    """Adds weight tokens at the output of decoder block 1, where the sequence begins; later decoding steps have length 1 and pass."""
+
+    def __init__(self, oracle: WeightOracle, tokens: Tensor):
+        self.oracle, self.tokens, self.handle = oracle, tokens, None
+
+    def __enter__(self) -> None:
+        if self.oracle.config.injection == "residual":
+            layers = self.oracle.backbone.get_decoder().layers
+            self.handle = layers[min(1, len(layers) - 1)].register_forward_hook(self._add)
+
+    def __exit__(self, *_: object) -> None:
+        if self.handle is not None:
+            self.handle.remove()
+
+    def _add(self, module: nn.Module, args: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        T = self.tokens.shape[1]
+        if hidden.shape[1] <= T:
+            return output
+        here = hidden[:, :T]
+        added = here + self.oracle.config.gain * here.norm(dim=-1, keepdim=True) * F.normalize(self.tokens, dim=-1)
+        hidden = torch.cat([added, hidden[:, T:]], 1)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
