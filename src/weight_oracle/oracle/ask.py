@@ -1,0 +1,158 @@
+"""`Oracle`: load it, give it a target, ask."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from weight_oracle.errors import UserError
+from weight_oracle.oracle.calibrate import apply_calibration
+from weight_oracle.oracle.generate import Reply, generate
+from weight_oracle.oracle.grammar import ChartConstraint, Limits
+from weight_oracle.oracle.model import ENCODERS, WeightOracle, WeightOracleConfig
+from weight_oracle.oracle.tokenizer import Codec
+from weight_oracle.targets.checkpoint import load_target
+from weight_oracle.targets.safe import read_json, read_safetensors
+from weight_oracle.targets.target import Target
+from weight_oracle.truth.canonical import canonical
+from weight_oracle.truth.domain import Names, default_names
+from weight_oracle.truth.flowchart import FlowChart, to_text
+from weight_oracle.truth.mermaid import mermaid
+from weight_oracle.truth.parse import parse
+from weight_oracle.truth.phrasings import phrasing
+from weight_oracle.truth.questions import in_names
+from weight_oracle.truth.understand import understand
+from weight_oracle.weights.stack import stack_targets
+
+BUNDLED = "charts-tiny"
+THRESHOLD = 0.5  # calibrated probability under which the oracle says that it does not know
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the oracle says, in the target's own names, and how likely it is to be right. `known` is false below the threshold."""
+
+    text: str
+    probability: float
+    known: bool
+    kind: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The flow chart the oracle reads, always its best guess, and the probability that it is right on 99 % of the domain."""
+
+    chart: FlowChart
+    text: str
+    probability: float
+    known: bool
+    mermaid: str
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A target's weight tokens, made once for many questions."""
+
+    target: Target
+    tokens: Float[Tensor, "1 T d"]
+
+
+class Oracle:
+    """A trained oracle. Targets are folders or `Target` objects; wherever one is taken, an `Encoded` one saves its encoding."""
+
+    def __init__(self, model: WeightOracle, codec: Codec, card: dict[str, Any]):
+        self.model, self.codec, self.card = model.eval(), codec, card
+        self.names = model.name_tokens(codec)
+        self.settings = model.config.encoder_config
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path | None = None) -> "Oracle":
+        """The oracle in a folder, or the bundled one. Raises `UserError` for anything that is not an oracle of this version."""
+        folder = Path(path) if path else Path(str(files("weight_oracle"))) / "bundled" / BUNDLED
+        if not (folder / "oracle.json").is_file():
+            raise UserError("is no oracle: there is no oracle.json", where=str(folder), hint="train one with `weight-oracle train`")
+        card = read_json(folder / "oracle.json")
+        config = read_json(folder / "config.json")
+        try:
+            model = WeightOracle(WeightOracleConfig(**{k: v for k, v in config.items() if k in ("encoder", "backbone", "injection", "gain")}))
+            weights = read_safetensors(folder / "model.safetensors")
+            missing, unexpected = model.load_state_dict(weights, strict=False)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise UserError(f"does not fit this version: {error}", where=str(folder), hint="train it again") from error
+        tied = {"backbone.lm_head.weight"} if model.backbone.config.tie_word_embeddings else set()
+        if set(missing) - tied or unexpected:
+            what = sorted(set(missing) - tied | set(unexpected))[0]
+            raise UserError(f"its weights and config disagree about {what}", where=str(folder), hint="train it again")
+        model.backbone.tie_weights()
+        words = read_json(folder / "tokenizer.json")["model"]["vocab"]
+        return cls(model, Codec(tuple(sorted(words, key=words.__getitem__))), card)
+
+    @lru_cache(maxsize=8)  # noqa: B019 - one oracle lives as long as the process
+    def _constraint(self, symbols: int, answers: int) -> ChartConstraint:
+        return ChartConstraint(self.codec, Limits(symbols, answers, max_ifs=4))
+
+    def load(self, target: Target | str | Path, symbols: Sequence[str] | None = None, answers: Sequence[str] | None = None, lengths=None) -> Target:
+        """A target that this oracle can read; lengths default to those it was trained on. Raises `UserError` for one that it cannot."""
+        if not isinstance(target, Target):
+            target = load_target(target, symbols, answers, lengths or self.settings.lengths)
+        c, d = self.settings, target.domain
+        wanted = (c.symbols, c.answers, tuple(c.lengths))
+        if (d.symbols, d.answers, tuple(d.lengths)) != wanted:
+            what = f"has {d.symbols} symbols, {d.answers} answers and lengths {d.lengths[0]}-{d.lengths[1]}"
+            hint = f"this oracle reads {c.symbols} symbols, {c.answers} answers and lengths {c.lengths[0]}-{c.lengths[1]}: see --symbols, --answers, --lengths"
+            raise UserError(f"the target {what}", hint=hint)
+        return target
+
+    @torch.inference_mode()
+    def encode(self, target: "Target | Encoded | str | Path", **names: Any) -> Encoded:
+        """The target's weight tokens, for many questions."""
+        if isinstance(target, Encoded):
+            return target
+        target = self.load(target, **names)
+        batch = ENCODERS[self.settings.encoding].prepare(stack_targets([target]), self.settings)
+        return Encoded(target, self.model.weight_tokens(batch, self.names))
+
+    def ask(self, target: "Target | Encoded | str | Path", question: str, **names: Any) -> Answer:
+        """The answer to one question, in the target's names.
+
+        Raises `UserError` (exit code 2) for a question that cannot be asked, before the target is read; keywords as `load_target`.
+        """
+        if isinstance(target, str | Path):
+            target = self.load(target, **names)
+        known_as = (target.target if isinstance(target, Encoded) else target).names
+        asked = understand(question, known_as, self.settings.lengths)
+        if asked.kind == "chart":
+            reading = self.reading(target)
+            return Answer(reading.text, reading.probability, reading.known, "chart")
+        encoded = self.encode(target)
+        reply = self._say(encoded, asked.text if asked.familiar else asked.canonical_text)
+        probability = apply_calibration(self.card.get("calibration", {}), asked.kind, reply.probability)
+        return Answer(in_names(reply.text, known_as), probability, probability >= THRESHOLD, asked.kind)
+
+    def read(self, target: "Target | Encoded | str | Path", **names: Any) -> FlowChart:
+        """The flow chart that the target follows, as far as its weights tell."""
+        return self.reading(target, **names).chart
+
+    def reading(self, target: "Target | Encoded | str | Path", **names: Any) -> Reading:
+        """The flow chart with its probability and drawing."""
+        encoded = self.encode(target, **names)
+        target = encoded.target
+        reply = self._say(encoded, phrasing("chart", 0), self._constraint(target.domain.symbols, target.domain.answers))
+        chart = canonical(parse(reply.text, default_names(target.domain.symbols, target.domain.answers)), target.domain)
+        probability = apply_calibration(self.card.get("calibration", {}), "chart", reply.probability)
+        known_as = Names(target.names.symbols, target.names.answers)
+        return Reading(chart, to_text(chart, known_as), probability, probability >= THRESHOLD, mermaid(chart, known_as))
+
+    def _say(self, encoded: Encoded, text: str, constraint: ChartConstraint | None = None) -> Reply:
+        return generate(self.model, self.codec, encoded.tokens, [text], constraint=constraint)[0]
+
+    def __repr__(self) -> str:
+        c = self.settings
+        return f"Oracle({c.encoding}, reads {c.symbols} symbols, {c.answers} answers, lengths {c.lengths[0]}-{c.lengths[1]})"

@@ -1,0 +1,75 @@
+"""Answers from weight tokens: `model.generate` on embeddings, many targets at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from weight_oracle.oracle.grammar import ChartConstraint
+from weight_oracle.oracle.model import WeightOracle
+from weight_oracle.oracle.tokenizer import EOS, PAD, Codec
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer and its probability: the product over its tokens, uncalibrated."""
+
+    text: str
+    probability: float
+
+
+@torch.inference_mode()
+def generate(
+    model: WeightOracle,
+    codec: Codec,
+    tokens: Float[Tensor, "B T d"],
+    questions: Sequence[str],
+    blind: bool = False,
+    constraint: ChartConstraint | None = None,
+    max_new_tokens: int = 64,
+) -> list[Reply]:
+    """The most likely answer, greedily, to one question for each row of weight tokens; `blind` hides them.
+
+    With a `constraint`, only charts that parse can be said. The model must be in evaluation mode.
+    """
+    asked = [codec.question(q) for q in questions]
+    longest = max(map(len, asked))
+    pad, eos = codec.ids[PAD], codec.ids[EOS]
+    device = tokens.device
+    ids = torch.tensor([[pad] * (longest - len(a)) + a for a in asked], device=device)
+    B, T = tokens.shape[:2]
+    # Padding stands between the weight tokens and the question, out of everyone's sight: rotary positions are relative, and the weight
+    # tokens keep the places that they had in training.
+    seen = torch.cat([torch.full((B, T), int(not blind), device=device), (torch.arange(longest, device=device) >= longest - _lengths(asked, device)).long()], 1)
+    embeds = torch.cat([model.prefix(tokens), model.backbone.get_input_embeddings()(ids).to(tokens.dtype)], 1)
+    allowed = None
+    if constraint is not None:
+
+        def allowed(_row: int, generated: Tensor) -> list[int]:
+            words = generated.tolist()
+            return [pad] if eos in words else constraint.allowed_tokens(words)
+
+    with model.injected(tokens):
+        out = model.backbone.generate(
+            inputs_embeds=embeds,
+            attention_mask=seen,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=eos,
+            pad_token_id=pad,
+            prefix_allowed_tokens_fn=allowed,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+    logs = torch.stack(out.logits, 1).float().log_softmax(-1)  # [B, steps, V], before the constraint
+    said = out.sequences[:, -logs.shape[1] :]
+    chosen = logs.gather(2, said[..., None])[..., 0]
+    ended = (said == eos).cumsum(1) - (said == eos).long() > 0  # after the end
+    total = chosen.masked_fill(ended, 0).sum(1)
+    return [Reply(codec.decode(row), float(p)) for row, p in zip(said.tolist(), total.exp(), strict=True)]
+
+
+def _lengths(asked: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    return torch.tensor([[len(a)] for a in asked], device=device)

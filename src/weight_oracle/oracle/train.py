@@ -1,0 +1,187 @@
+"""Train an oracle on a zoo with `transformers.Trainer`; a killed run resumes to the same bits."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, LlamaConfig, PretrainedConfig, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from weight_oracle.errors import UserError
+from weight_oracle.oracle.data import Collator, Population, QuestionData, load_population, pick
+from weight_oracle.oracle.model import ENCODERS, WeightOracle, new_config
+from weight_oracle.oracle.tokenizer import Codec, train_tokenizer
+from weight_oracle.weights.encoder import EncoderConfig
+from weight_oracle.zoo.store import Zoo, open_zoo
+
+# name -> encoder width, channels, rounds; language model width, layers
+SIZES = {"tiny": (64, 24, 1, 96, 2), "small": (96, 32, 1, 128, 2), "base": (192, 48, 2, 256, 4)}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a training run; saved with the oracle."""
+
+    zoo: str
+    out: str
+    size: Literal["tiny", "small", "base"] = "small"
+    backbone: str | None = None  # a folder or name of a Hugging Face causal LM instead of a small Llama trained from scratch
+    encoding: Literal["atoms", "chunk"] = "atoms"
+    injection: Literal["prefix", "residual"] = "prefix"
+    gain: float = 1.0  # of the "residual" injection
+    steps: int = 10_000
+    batch: int = 64  # targets in a step
+    others: int = 1  # questions about a target beside its flow chart
+    lr: float = 2e-3
+    warmup: int = 300
+    weight_decay: float = 0.05
+    blind: float = 0.1  # share of examples without weight tokens
+    rename: bool = True
+    targets: int | None = None  # use only so many of the zoo's training targets
+    save_every: int = 500
+    seed: int = 0
+    resume: bool = False
+
+
+@dataclass
+class _Report(TrainerCallback):
+    """Writes each logged loss as one JSON line, and tells the caller how far it is."""
+
+    path: Path
+    progress: Callable[[int, int, dict], None] | None
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
+        if self.progress:
+            self.progress(state.global_step, state.max_steps, logs or {})
+
+
+def backbone_config(config: TrainConfig, vocabulary: int) -> PretrainedConfig:
+    """A small Llama, or the configuration of the wanted backbone."""
+    if config.backbone:
+        try:
+            return AutoConfig.from_pretrained(config.backbone, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise UserError("is no Hugging Face model", where=config.backbone, hint="give a folder with a config.json") from error
+    width, layers = SIZES[config.size][3:]
+    heads = width // 32
+    shape = {"hidden_size": width, "intermediate_size": width * 8 // 3 // 8 * 8, "num_hidden_layers": layers, "num_attention_heads": heads}
+    return LlamaConfig(vocab_size=vocabulary, num_key_value_heads=heads, max_position_embeddings=512, tie_word_embeddings=True, pad_token_id=0, **shape)
+
+
+def encoder_config(config: TrainConfig, zoo: Zoo) -> EncoderConfig:
+    width, channels, rounds = SIZES[config.size][:3]
+    domain = zoo.recipe.domain
+    return EncoderConfig(config.encoding, domain.symbols, domain.answers, domain.lengths, width, channels, rounds)
+
+
+def new_oracle(config: TrainConfig, zoo: Zoo, codec: Codec) -> WeightOracle:
+    """An untrained oracle; a pretrained backbone gets its weights and new rows for our words."""
+    set_seed(config.seed)
+    settings = backbone_config(config, len(codec.words))
+    model = WeightOracle(new_config(encoder_config(config, zoo), settings, config.injection, config.gain))
+    if config.backbone:
+        from transformers import AutoModelForCausalLM
+
+        model.backbone = AutoModelForCausalLM.from_pretrained(config.backbone, trust_remote_code=False)
+        model.backbone.resize_token_embeddings(len(codec.words), mean_resizing=False)
+        model.config.backbone = model.backbone.config.to_dict()
+    return model
+
+
+def _data(zoo: Zoo, split: str, model: WeightOracle, most: int | None) -> Population:
+    wanted = pick(zoo, split)[:most]
+    if not len(wanted):
+        raise UserError(f"no target of the {split} split has learned its chart", where=str(zoo.path), hint="build more targets")
+    return load_population(zoo, ENCODERS[model.config.encoder_config.encoding], model.config.encoder_config, wanted)
+
+
+def train(config: TrainConfig, progress: Callable[[int, int, dict], None] | None = None, device: str | None = None) -> Path:
+    """Train, save and return the folder. With `resume`, goes on from the last checkpoint in it; the result is the same as without the kill.
+
+    Raises `UserError` for a zoo without learned targets, or a folder that already holds an oracle or a run.
+    """
+    out = Path(config.out)
+    last = get_last_checkpoint(str(out / "run")) if (out / "run").is_dir() else None
+    if not config.resume and (last or (out / "oracle.json").exists()):
+        raise UserError("already holds a training run", where=str(out), hint="give --resume, or another folder")
+    zoo = open_zoo(config.zoo)
+    tokenizer = train_tokenizer()
+    codec = Codec.of(tokenizer)
+    model = new_oracle(config, zoo, codec)
+    encoder = ENCODERS[config.encoding]
+    population, held = _data(zoo, "train", model, config.targets), _data(zoo, "validation", model, 512)
+    names = model.name_tokens(codec)
+    pad = codec.ids[tokenizer.pad_token]
+    data = QuestionData(population, codec, config.steps * config.batch, config.seed, config.others, config.blind, config.rename)
+    check = QuestionData(held, codec, len(held), config.seed + 1, config.others, blind=0.0)
+    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()  # on CPUs autocast costs more than it saves at these widths
+    out.mkdir(parents=True, exist_ok=True)
+    arguments = TrainingArguments(
+        output_dir=str(out / "run"),
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch,
+        per_device_eval_batch_size=128,
+        learning_rate=config.lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=config.warmup,
+        weight_decay=config.weight_decay,
+        adam_beta2=0.98,
+        max_grad_norm=1.0,
+        optim="adamw_torch_fused",
+        bf16=bf16,
+        use_cpu=device == "cpu" or not torch.cuda.is_available(),
+        save_steps=config.save_every,
+        save_total_limit=2,
+        eval_strategy="steps",
+        eval_steps=config.save_every,
+        prediction_loss_only=True,
+        logging_steps=100,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        seed=config.seed,
+        data_seed=config.seed,
+        train_sampling_strategy="sequential",
+        dataloader_num_workers=0,
+    )
+    collate = _Collators(Collator(population, encoder, names, pad), Collator(held, encoder, names, pad))
+    trainer = _Trainer(model, arguments, train_dataset=data, eval_dataset=check, callbacks=[_Report(out / "log.jsonl", progress)])
+    trainer.collators = collate
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=last if config.resume else None)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    card = {"training": asdict(replace(config, zoo=zoo.recipe.name, out="", resume=False)), "zoo": {"recipe": zoo.recipe.name, "hash": zoo.recipe.hash}}
+    card["training_targets"] = len(population)
+    (out / "oracle.json").write_text(json.dumps(card, indent=1))
+    return out
+
+
+@dataclass(frozen=True)
+class _Collators:
+    train: Collator
+    held: Collator
+
+
+class _Trainer(Trainer):
+    """Trainer with one collator for each population, as a batch is taken from the population it is about."""
+
+    collators: _Collators
+
+    def get_train_dataloader(self):
+        self.data_collator = self.collators.train
+        return super().get_train_dataloader()
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        self.data_collator = self.collators.held
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = self.collators.train
