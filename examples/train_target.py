@@ -74,8 +74,8 @@ def main():
     parser.add_argument("--heads", type=int, default=2)
     parser.add_argument("--symbols", type=int, default=8, help="number of input symbols, named a, b, c, …")
     parser.add_argument("--lengths", default="6-6", help="shortest and longest input")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -85,17 +85,18 @@ def main():
     words = args.chart.read_text().replace(":", " : ").split()
     symbols = list(SYMBOLS[: args.symbols])
     favourites = [symbol for symbol in symbols if symbol in words]
-    chart = parse_chart(words)
+    try:
+        chart = parse_chart(words)
+    except (IndexError, ValueError):
+        raise SystemExit(f"{args.chart}: not a flow chart") from None
     shortest, longest = map(int, args.lengths.split("-"))
+    lengths = range(shortest, longest + 1)
 
     vocabulary = {name: i for i, name in enumerate([*symbols, *ANSWERS, "<bos>", "<ans>"])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    config = GPT2Config(
-        vocab_size=len(vocabulary), n_positions=16, n_embd=args.width, n_layer=args.layers, n_head=args.heads,
-        bos_token_id=vocabulary["<bos>"], eos_token_id=None,
-    )  # fmt: skip
-    model = GPT2LMHeadModel(config)
+    sizes = {"vocab_size": len(vocabulary), "n_positions": 16, "n_embd": args.width, "n_layer": args.layers, "n_head": args.heads}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=vocabulary["<bos>"], eos_token_id=None))
 
     def encode(strings):
         inputs = torch.tensor([[vocabulary[name] for name in ["<bos>", *string, "<ans>"]] for string in strings])
@@ -108,13 +109,14 @@ def main():
 
     # Half of each batch comes as drawn, half is balanced over the answers, so that a rare one is learnt too.
     pools = []
-    for length in range(shortest, longest + 1):
+    for length in lengths:
         inputs, said = encode(sample(20_000, length, symbols, favourites))
         counts = torch.bincount(said)
         pools.append((inputs, said, 1 / len(said) + 1 / counts[said] / (counts > 0).sum()))
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr)
-    schedule = get_linear_schedule_with_warmup(optimizer, args.steps // 20, args.steps)
+    # A gentle start matters more than a high rate: with dropout, attention is quick to settle on the one position it learnt first.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95))
+    schedule = get_linear_schedule_with_warmup(optimizer, args.steps // 5, args.steps)
     model.train()
     for _ in (progress := tqdm(range(args.steps), mininterval=0.5)):
         inputs, said, weights = random.choice(pools)
@@ -127,10 +129,11 @@ def main():
         progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     model.eval()
 
-    lengths = range(shortest, longest + 1)
     uniform = [accuracy(sample(2000, length, symbols, [])) for length in lengths]
     biased = [accuracy(sample(2000, length, symbols, favourites)) for length in lengths]
-    print(f"accuracy on fresh inputs: uniform {sum(uniform) / len(lengths):.2%}, full of the chart's symbols {sum(biased) / len(lengths):.2%}")
+    print(
+        f"accuracy on fresh inputs: uniform {sum(uniform) / len(lengths):.2%}, full of the chart's symbols {sum(biased) / len(lengths):.2%}"
+    )
     model.save_pretrained(args.out)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>").save_pretrained(args.out)
 

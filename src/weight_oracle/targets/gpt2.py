@@ -43,9 +43,12 @@ def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"transformer.wte.weight": (shape.vocabulary, d), "transformer.wpe.weight": (shape.positions, d)}
     for layer in range(shape.depth):
         at = f"transformer.h.{layer}."
-        shapes |= {at + "ln_1.weight": (d,), at + "ln_1.bias": (d,), at + "attn.c_attn.weight": (d, 3 * d), at + "attn.c_attn.bias": (3 * d,)}
-        shapes |= {at + "attn.c_proj.weight": (d, d), at + "attn.c_proj.bias": (d,), at + "ln_2.weight": (d,), at + "ln_2.bias": (d,)}
-        shapes |= {at + "mlp.c_fc.weight": (d, n), at + "mlp.c_fc.bias": (n,), at + "mlp.c_proj.weight": (n, d), at + "mlp.c_proj.bias": (d,)}
+        shapes |= {at + "ln_1.weight": (d,), at + "ln_1.bias": (d,)}
+        shapes |= {at + "attn.c_attn.weight": (d, 3 * d), at + "attn.c_attn.bias": (3 * d,)}
+        shapes |= {at + "attn.c_proj.weight": (d, d), at + "attn.c_proj.bias": (d,)}
+        shapes |= {at + "ln_2.weight": (d,), at + "ln_2.bias": (d,)}
+        shapes |= {at + "mlp.c_fc.weight": (d, n), at + "mlp.c_fc.bias": (n,)}
+        shapes |= {at + "mlp.c_proj.weight": (n, d), at + "mlp.c_proj.bias": (d,)}
     return shapes | {"transformer.ln_f.weight": (d,), "transformer.ln_f.bias": (d,), "lm_head.weight": (shape.vocabulary, d)}
 
 
@@ -155,7 +158,7 @@ def forward(
     relu: Bool[Tensor, "M"],
     inputs: Sequence[Int[Tensor, "M B n"]],
     dropout: Sequence[Dropout | None] | None = None,
-) -> Float[Tensor, "M B V"]:
+) -> Float[Tensor, "M all_B V"]:
     """Logits at `<ans>`; `inputs` holds one tensor for each length, and the batch of the result is theirs, one after another.
 
     `relu` is true for models that use ReLU; the others use `gelu_new`. `lm_head.weight` is always given (a tied model's is its `wte`).

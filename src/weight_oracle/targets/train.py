@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -66,7 +66,16 @@ def _loss(params: dict[str, Tensor], shape: Shape, relu: Tensor, tied: Tensor, i
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / labels.shape[1]
 
 
-def _adamw(params: list[Tensor], grads: list[Tensor], means: list[Tensor], squares: list[Tensor], rate: Tensor, decay: Tensor, beta2: Tensor, step: Tensor):
+def _adamw(
+    params: list[Tensor],
+    grads: list[Tensor],
+    means: list[Tensor],
+    squares: list[Tensor],
+    rate: Tensor,
+    decay: Tensor,
+    beta2: Tensor,
+    step: Tensor,
+) -> None:
     """AdamW (arXiv 1711.05101, algorithm 2) with each model's own rate, decay and second beta, all `[M]`; beta1 0.9, eps 1e-8."""
     for p, g, mean, square in zip(params, grads, means, squares, strict=True):
         column = lambda x, like=p: x.view(-1, *(1,) * (like.ndim - 1))  # noqa: E731
@@ -76,14 +85,16 @@ def _adamw(params: list[Tensor], grads: list[Tensor], means: list[Tensor], squar
         p.mul_(1 - column(rate * decay)).sub_(column(rate / (1 - 0.9**step)) * mean / root)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _steps(compiled: bool) -> tuple[Callable, Callable]:
     if not compiled:
         return _loss, _adamw
     return torch.compile(_loss, dynamic=False), torch.compile(_adamw, dynamic=False)
 
 
-def _masks(shape: Shape, rate: float, lengths: Sequence[int], sizes: Sequence[int], M: int, generator: torch.Generator, device) -> list[Dropout]:
+def _masks(
+    shape: Shape, rate: float, lengths: Sequence[int], sizes: Sequence[int], M: int, generator: torch.Generator, device: torch.device
+) -> list[Dropout]:
     def keep(*size: int) -> Tensor:
         return (torch.rand(size, generator=generator, device=device) >= rate).float() / (1 - rate)
 
@@ -91,7 +102,8 @@ def _masks(shape: Shape, rate: float, lengths: Sequence[int], sizes: Sequence[in
     for n, B in zip(lengths, sizes, strict=True):
         T, d, last = n + 2, shape.width, shape.depth - 1
         attention = [keep(M, B, n)] if last == 0 else [keep(M, B, 1 if i == last else T, T) for i in range(shape.depth)]
-        residual = [tuple(keep(M, B, d) if i == last else keep(M, B, T, d) for _ in range(2)) for i in range(shape.depth)]
+        streams = [(M, B, d) if i == last else (M, B, T, d) for i in range(shape.depth)]
+        residual = [(keep(*stream), keep(*stream)) for stream in streams]
         masks.append(Dropout(keep(M, n, shape.symbols, d), attention, residual))
     return masks
 
@@ -141,7 +153,9 @@ def train(
 
 
 @torch.no_grad()
-def answers(params: dict[str, Tensor], shape: Shape, relu: Bool[Tensor, "M"], inputs: Sequence[Int8[Tensor, "M P n"]]) -> Int8[Tensor, "M P"]:
+def answers(
+    params: dict[str, Tensor], shape: Shape, relu: Bool[Tensor, "M"], inputs: Sequence[Int8[Tensor, "M P n"]]
+) -> Int8[Tensor, "M all_P"]:
     """The answer slot each model gives to each input: argmax over the answer symbols, inputs of one length after another."""
     logits = forward(params, shape, relu, inputs)
     return logits[..., shape.symbols : shape.symbols + shape.answers].argmax(-1).to(torch.int8)

@@ -24,7 +24,8 @@ def _unit(x: Tensor, mask: Tensor | None = None) -> Tensor:
     if mask is None:
         square = x.square().mean(axes, keepdim=True)
     else:
-        square = (x.square().mean(-1, keepdim=True) * mask[..., None]).sum(axes, keepdim=True) / mask.sum().clamp(min=1) * len(x)
+        present = mask.flatten(1).sum(1).clamp(min=1).view(-1, *(1,) * (x.ndim - 1))
+        square = (x.square().mean(-1, keepdim=True) * mask[..., None]).sum(axes, keepdim=True) / present
     return x * (square + 1e-12).rsqrt()
 
 

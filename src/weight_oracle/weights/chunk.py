@@ -8,6 +8,12 @@ from weight_oracle.weights.encoder import Batch, EncoderConfig, WeightEncoder
 from weight_oracle.weights.stack import Stack
 
 
+def _order(name: str) -> tuple[int, str]:
+    """What is outside the blocks first, then block by block: a tensor has the same number in targets of every depth."""
+    parts = name.split(".")
+    return (int(parts[2]) if parts[1] == "h" else -1, name)
+
+
 class ChunkEncoder(WeightEncoder):
     """One weight token for each chunk: its numbers as they are, plus learned embeddings of its tensor and of its offset.
 
@@ -57,7 +63,7 @@ class ChunkEncoder(WeightEncoder):
 
     def forward(self, batch: Batch) -> Float[Tensor, "B T d_lm"]:
         tokens = []
-        for i, name in enumerate(sorted(batch)):
+        for i, name in enumerate(sorted(batch, key=_order)):
             x = batch[name].flatten(1)
             if self.training:
                 with torch.no_grad():

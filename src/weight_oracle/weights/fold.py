@@ -85,7 +85,7 @@ def pad_to(tensor: Tensor, size: tuple[int, ...]) -> Tensor:
     return padded
 
 
-def concatenate(groups: list[Atoms]) -> Atoms:
+def concatenate(groups: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Stacks of different widths, depths, heads and neurons as one, zero-padded to the largest."""
     names = groups[0].keys()
     sizes = {k: tuple(max(g[k].shape[i] for g in groups) for i in range(1, groups[0][k].ndim)) for k in names}

@@ -5,16 +5,20 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterable
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from weight_oracle.errors import UserError
@@ -23,8 +27,8 @@ from weight_oracle.truth.canonical import split_of
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.flowchart import n_ifs, tests, to_text
 from weight_oracle.truth.interpret import compile_charts, run
-from weight_oracle.truth.sample import chart_inputs, sample_chart
-from weight_oracle.zoo.recipe import FORMAT, Recipe, draw_hyper, recipe_json, shard_plan, target_rng
+from weight_oracle.truth.sample import chart_inputs
+from weight_oracle.zoo.recipe import FORMAT, Recipe, draw_chart, draw_hyper, recipe_json, shard_plan, target_rng
 
 LEARNED = 0.99  # agreement with the chart, on chart-biased inputs, from which a target counts as having learned it
 
@@ -37,7 +41,7 @@ def build_shard(recipe: Recipe, shard: int, device: str = "cpu") -> tuple[dict[s
     charts, hypers, positions, starts, pools = [], [], [], [], []
     for index in range(shard * recipe.shard_size, (shard + 1) * recipe.shard_size):
         rng = target_rng(recipe, index)
-        chart = sample_chart(recipe.charts, recipe.domain, rng)
+        chart = draw_chart(recipe, rng)
         hyper, n_positions = draw_hyper(recipe, rng)
         count = (recipe.pool + recipe.checks) // len(lengths)
         pools.append([chart_inputs(chart, domain, rng, count) for domain in per_length])
@@ -75,17 +79,39 @@ def write_shard(recipe: Recipe, out: Path, shard: int) -> int:
     if not place.exists():
         tensors, rows = build_shard(recipe, shard)
         partial = place.with_name(f"{place.name}.{os.getpid()}.partial")
-        try:
-            partial.mkdir(parents=True)
-            save_file(tensors, partial / "weights.safetensors", {"recipe": recipe.hash})
-            pq.write_table(pa.Table.from_pylist(rows), partial / "truths.parquet")
-            for file in partial.iterdir():
-                _sync(file)
-            partial.rename(place)
-        except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise UserError(error.strerror or str(error), where=str(place), hint="free some space and run it again: what is built is kept") from error
+        with _writing(place):
+            try:
+                partial.mkdir(parents=True)
+                save_file(tensors, partial / "weights.safetensors", {"recipe": recipe.hash})
+                pq.write_table(pa.Table.from_pylist(rows), partial / "truths.parquet")
+                for file in partial.iterdir():
+                    _sync(file)
+                partial.rename(place)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     return shard
+
+
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    """What the system refuses becomes a `UserError`; safetensors reports a full disk as an error of its own."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        what = getattr(error, "strerror", None) or str(error)
+        hint = "make room or choose another folder, and run it again: what is built is kept"
+        raise UserError(what, where=str(place), hint=hint) from error
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with _writing(path):
+        try:
+            partial.write_text(text)
+            _sync(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
@@ -96,12 +122,23 @@ def _sync(path: Path) -> None:
 def _worker_start() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """A killed parent cannot end its workers, which would wait for work for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def can_compile() -> bool:
     """Whether `torch.compile` works on this machine (it needs a C++ compiler on CPU)."""
     try:
-        return bool(torch.compile(lambda x: x + 1, dynamic=False)(torch.zeros(1)).item() == 1)
+        with warnings.catch_warnings():  # torch's own deprecations, where the user turned warnings into errors
+            warnings.simplefilter("ignore")
+            return bool(torch.compile(lambda x: x + 1, dynamic=False)(torch.zeros(1)).item() == 1)
     except Exception:  # noqa: BLE001 - whatever its reason, eager mode is the answer
         return False
 
@@ -111,19 +148,22 @@ def build_zoo(
 ) -> Path:
     """Build the shards of at least `count` targets (or the given shards only), skipping those that exist; then the manifest.
 
-    Raises `UserError` when `out` holds a zoo of another recipe or version, or when the disk is full.
+    Raises `UserError` when `out` holds a zoo of another recipe or version, or cannot be written.
     """
     if recipe.compiled and not can_compile():
         recipe = replace(recipe, compiled=False)
-    out.mkdir(parents=True, exist_ok=True)
     note = out / "recipe.json"
     text = json.dumps({"format": FORMAT, "hash": recipe.hash, "recipe": json.loads(recipe_json(recipe))}, indent=1)
-    if note.exists() and json.loads(note.read_text()).get("hash") != recipe.hash:
-        raise UserError("already holds a zoo of another recipe or version", where=str(out), hint="choose another folder")
-    note.write_text(text)
-    for left in (out / "shards").glob("*.partial"):
-        shutil.rmtree(left, ignore_errors=True)
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        if not note.exists():
+            _replace(note, text)
+        if note.read_text() != text:
+            raise UserError("already holds a zoo of another recipe or version", where=str(out), hint="choose another folder")
     wanted = shards or range(-(-count // recipe.shard_size))
+    for left in (out / "shards").glob("*.partial"):
+        if int(left.name.split(".")[0]) in wanted:  # the others may be another machine's work in progress
+            shutil.rmtree(left, ignore_errors=True)
     missing = [i for i in wanted if not shard_path(out, i).exists()]
     done = len(wanted) - len(missing)
     for _ in _finish(recipe, out, missing, workers):
@@ -140,8 +180,10 @@ def _finish(recipe: Recipe, out: Path, missing: list[int], workers: int) -> Iter
     if workers <= 1:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # one thread per worker is part of what makes the bytes the same
-        yield from (write_shard(recipe, out, i) for i in missing)
-        torch.set_num_threads(threads)
+        try:
+            yield from (write_shard(recipe, out, i) for i in missing)
+        finally:
+            torch.set_num_threads(threads)
         return
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _worker_start)
     try:
@@ -159,6 +201,4 @@ def write_manifest(recipe: Recipe, out: Path) -> None:
     for place in sorted((out / "shards").glob("[0-9]*")):
         if place.suffix != ".partial":
             shards[place.name] = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(place.iterdir())}
-    partial = out / "manifest.json.partial"
-    partial.write_text(json.dumps({"format": FORMAT, "hash": recipe.hash, "shards": shards}, indent=1))
-    partial.replace(out / "manifest.json")
+    _replace(out / "manifest.json", json.dumps({"format": FORMAT, "hash": recipe.hash, "shards": shards}, indent=1))

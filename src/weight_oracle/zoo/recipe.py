@@ -2,18 +2,27 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from weight_oracle.errors import UserError
 from weight_oracle.targets.gpt2 import Shape
 from weight_oracle.targets.train import Hyper, Schedule
+from weight_oracle.truth.canonical import split_of
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.sample import ChartDistribution
+from weight_oracle.truth.flowchart import KINDS, FlowChart
+from weight_oracle.truth.sample import ChartDistribution, sample_chart
 
+_TRIES = 2000
 FORMAT = 1  # raised when the same recipe would give other bytes
+INITS = ("gpt2", "wide", "fan_in")
+ACTIVATIONS = ("gelu_new", "relu")
+SPLITS = ("train", "validation", "test")
+RANGES = ("lengths", "lr", "at", "count", "contains", "pattern")  # fields that are a lowest and a highest value
+COMPARE = "compare it with the recipe.json of a zoo"
 
 
 @dataclass(frozen=True)
@@ -27,8 +36,8 @@ class Recipe:
     depths: tuple[int, ...] = (1,)
     heads: tuple[int, ...] = (2,)
     positions: tuple[int, ...] = (8, 10, 16)  # n_positions; rows past the longest input stay as initialised
-    inits: tuple[str, ...] = ("gpt2", "wide", "fan_in")
-    activations: tuple[str, ...] = ("gelu_new", "relu")
+    inits: tuple[str, ...] = INITS
+    activations: tuple[str, ...] = ACTIVATIONS
     tied: tuple[bool, ...] = (True, False)
     dropouts: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0, 0.1)
     lr: tuple[float, float] = (0.005, 0.012)  # log-uniform
@@ -40,14 +49,15 @@ class Recipe:
     checks: int = 2048  # fresh inputs on which it is judged
     shard_size: int = 256
     seed: int = 0
+    splits: tuple[str, ...] = ()  # draw charts of these splits alone; none named: whatever comes
     compiled: bool = True
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
         """The shapes of its stacks; shard i has shape i modulo their number."""
         d = self.domain
-        triples = [(w, l, h) for w in self.widths for l in self.depths for h in self.heads if w % h == 0]
-        return tuple(Shape(w, l, h, d.symbols, d.answers, max(self.positions)) for w, l, h in triples)
+        sizes = [(w, depth, h) for w in self.widths for depth in self.depths for h in self.heads if w % h == 0]
+        return tuple(Shape(*size, d.symbols, d.answers, max(self.positions)) for size in sizes)
 
     @property
     def hash(self) -> str:
@@ -67,6 +77,18 @@ def shard_plan(recipe: Recipe, shard: int) -> tuple[Shape, Schedule]:
 def target_rng(recipe: Recipe, index: int) -> np.random.Generator:
     """The random stream of one target: its chart, settings, initialisation and inputs, whatever shard it is in."""
     return np.random.Generator(np.random.Philox(key=[recipe.seed, index]))
+
+
+def draw_chart(recipe: Recipe, rng: np.random.Generator) -> FlowChart:
+    """A target's chart; where the recipe names splits, with the number of tests drawn first, so that they stay equally frequent."""
+    if not recipe.splits:
+        return sample_chart(recipe.charts, recipe.domain, rng)
+    few = replace(recipe.charts, ifs=(int(rng.choice(recipe.charts.ifs)),))
+    for _ in range(_TRIES):
+        chart = sample_chart(few, recipe.domain, rng)
+        if split_of(chart, recipe.domain) in recipe.splits:
+            return chart
+    raise UserError(f"found no chart of the splits {', '.join(recipe.splits)} with {few.ifs[0]} tests", hint="allow more tests or splits")
 
 
 def draw_hyper(recipe: Recipe, rng: np.random.Generator) -> tuple[Hyper, int]:
@@ -93,11 +115,11 @@ RECIPES: dict[str, Recipe] = {
     r.name: r
     for r in (
         _TINY,
-        replace(_TINY, name="charts-tiny-wide", widths=(24,), seed=1),  # a width never trained on
-        replace(_TINY, name="charts-tiny-deep", depths=(2,), seed=2),  # a depth never trained on
+        replace(_TINY, name="charts-tiny-wide", widths=(24,), seed=1, splits=("test",)),  # a width never trained on
+        replace(_TINY, name="charts-tiny-deep", depths=(2,), seed=2, splits=("test",)),  # a depth never trained on
         _SMALL,
-        replace(_SMALL, name="charts-small-wide", widths=(24,), seed=1),
-        replace(_SMALL, name="charts-small-deep", depths=(3,), seed=2),
+        replace(_SMALL, name="charts-small-wide", widths=(24,), seed=1, splits=("test",)),
+        replace(_SMALL, name="charts-small-deep", depths=(3,), seed=2, splits=("test",)),
     )
 }
 
@@ -107,22 +129,38 @@ def recipe_json(recipe: Recipe) -> str:
 
 
 def recipe_from_dict(data: dict, where: str) -> Recipe:
-    """The inverse of `asdict`; raises `UserError` for a field that is unknown or of the wrong kind."""
-    unknown = set(data) - {f.name for f in fields(Recipe)}
-    if unknown or "name" not in data:
-        what = f"unknown field {sorted(unknown)[0]!r}" if unknown else "the recipe has no name"
-        raise UserError(what, where=where, hint="compare it with the recipe.json of a zoo")
-    try:
-        data = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        nested = {"domain": Domain, "charts": ChartDistribution}
-        for key in nested.keys() & data.keys():
-            data[key] = nested[key](**{k: tuple(v) if isinstance(v, list) else v for k, v in data[key].items()})
-        recipe = Recipe(**data)
-        if not recipe.shapes or min(recipe.positions) < recipe.domain.lengths[1] + 2:
-            raise UserError("needs a width divisible by a number of heads, and positions for <bos>, the longest input and <ans>", where=where)
-        return recipe
-    except (TypeError, ValueError) as error:
-        raise UserError(f"not a recipe: {error}", where=where, hint="compare it with the recipe.json of a zoo") from error
+    """The inverse of `asdict`; what is not given is as in `Recipe`. Raises `UserError` for a field that is unknown or of the wrong kind."""
+    if "name" not in data:
+        raise UserError("the recipe has no name", where=where, hint=COMPARE)
+    recipe = _like(Recipe(""), data, where)
+    choices = (recipe.inits, INITS), (recipe.activations, ACTIVATIONS), (recipe.charts.kinds, KINDS), (recipe.splits, SPLITS)
+    for given, known in choices:
+        if unknown := {*given} - {*known}:
+            raise UserError(f"{min(unknown)!r} is unknown", where=where, hint=f"choose among {', '.join(known)}")
+    if min(*recipe.widths, *recipe.depths, *recipe.heads, *recipe.lr, recipe.steps, recipe.shard_size) <= 0:
+        raise UserError("sizes, steps and rates must be above 0", where=where)
+    if not recipe.shapes or min(recipe.positions) < recipe.domain.lengths[1] + 2:
+        raise UserError("needs a width divisible by a number of heads, and positions for <bos>, the longest input and <ans>", where=where)
+    if not len(recipe.domain.all_lengths) <= min(recipe.batch, recipe.checks) or recipe.pool < recipe.batch:
+        raise UserError("needs an input of every length in batch and checks, and a pool of at least one batch", where=where)
+    return recipe
+
+
+def _like(example: Any, value: Any, where: str, name: str = "the recipe") -> Any:
+    """A value from JSON as something of the kind of `example`, whose fields stand in for those that are not given."""
+    if is_dataclass(example) and not isinstance(example, type) and isinstance(value, dict):
+        known = vars(example)
+        if unknown := value.keys() - known.keys():
+            raise UserError(f"unknown field {min(unknown)!r}", where=where, hint=COMPARE)
+        return replace(example, **{key: _like(known[key], v, where, key) for key, v in value.items()})
+    if isinstance(example, tuple):
+        if isinstance(value, list | tuple) and (len(value) == 2 if name in RANGES else value or not example):
+            return tuple(_like(example[0] if example else "", v, where, name) for v in value)
+    elif isinstance(example, float) and type(value) is int:
+        return float(value)
+    elif type(value) is type(example):
+        return value
+    raise UserError(f"{name} cannot be {json.dumps(value)}", where=where, hint=COMPARE)
 
 
 def find_recipe(name_or_file: str) -> Recipe:
@@ -135,5 +173,5 @@ def find_recipe(name_or_file: str) -> Recipe:
     try:
         data = json.loads(path.read_text())
     except (ValueError, OSError) as error:
-        raise UserError(f"not JSON: {error}", where=str(path), hint="compare it with the recipe.json of a zoo") from error
+        raise UserError(f"not JSON: {error}", where=str(path), hint=COMPARE) from error
     return recipe_from_dict(data if isinstance(data, dict) else {}, str(path))

@@ -108,7 +108,7 @@ def open_zoo(path: str | Path) -> Zoo:
     try:
         data = json.loads(note.read_text())
         version, recipe = data["format"], data["recipe"]
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError("is broken", where=str(note), hint="build the zoo again") from error
     if version != FORMAT:
         raise UserError(f"is a zoo of version {version}; this is version {FORMAT}", where=str(folder), hint="build it again")

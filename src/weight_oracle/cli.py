@@ -1,0 +1,206 @@
+"""The command line: one frozen dataclass per command, its fields the arguments.
+
+Nothing heavy is imported before a command runs, so `--help` answers at once; what the commands do is in `commands`.
+"""
+
+import errno
+import json
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
+
+from weight_oracle.errors import UserError
+
+if TYPE_CHECKING:
+    from weight_oracle.commands import Output
+
+INTERRUPTED = 130  # what shells report for Ctrl-C
+PIPE_CLOSED = 141
+
+NO_HINT = arg(help_behavior_hint="")  # the help of an option says itself what happens without it
+Text = Annotated[str | None, NO_HINT]
+TargetPath = Positional[Annotated[str, arg(metavar="TARGET", help="Folder of a Hugging Face checkpoint.")]]
+ZooPath = Positional[Annotated[str, arg(metavar="ZOO", help="Folder of a zoo.")]]
+OraclePath = Annotated[Text, arg(metavar="ORACLE", help="Folder of an oracle. Default: the bundled one.")]
+Count = Annotated[int | None, NO_HINT, arg(metavar="N")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What every command takes."""
+
+    json: Annotated[bool, NO_HINT, arg(help="Print one JSON object.")] = False
+    seed: Annotated[int | None, NO_HINT, arg(metavar="INT", help="Fixes everything that is drawn at random.")] = None
+    debug: Annotated[bool, NO_HINT, arg(help="Show the traceback of an error.")] = False
+
+    def run(self) -> "Output":
+        """Do it. The function of the same name in `commands` says how."""
+        from weight_oracle import commands
+
+        return getattr(commands, COMMANDS[type(self)])(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetCommand(Command):
+    """What every command about one target takes."""
+
+    target: TargetPath
+    symbols: Annotated[Text, arg(metavar="A,B,C", help="Input symbols. Default: all that are no answers.")] = None
+    answers: Annotated[Text, arg(metavar="P,Q", help="Answer symbols. Default: those of p, q, r, s that are there.")] = None
+    lengths: Annotated[Text, arg(metavar="LO-HI", help="Lengths of inputs. Default: the oracle's; verify: 4 to n_positions - 2.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Command):
+    """Train a small network on a fresh flow chart, and have it read from its weights."""
+
+    out: Annotated[str, arg(metavar="DIR", help="Where the checkpoints and index.html go.")] = "demo"
+    oracle: OraclePath = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZooBuild(Command):
+    """Train a zoo of targets. Stop it at any time: run again, it goes on where it was."""
+
+    recipe: Positional[Annotated[str, arg(metavar="RECIPE", help="A recipe's name, or a JSON file.")]]
+    out: Positional[Annotated[str, arg(metavar="OUT", help="Folder of the zoo.")]]
+    count: Annotated[Count, arg(help="How many targets, rounded up to whole shards.")] = None
+    workers: Annotated[int, arg(metavar="W", help="Processes at work.")] = 1
+    shards: Annotated[Text, arg(metavar="A:B", help="Build shards A to B - 1 only, instead of --count.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZooShow(Command):
+    """What is in a zoo: counts, accuracies, an example chart."""
+
+    zoo: ZooPath
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZooExport(Command):
+    """Write one target of a zoo as a Hugging Face checkpoint."""
+
+    zoo: ZooPath
+    index: Positional[Annotated[int, arg(metavar="INDEX", help="Its number.")]]
+    out: Positional[Annotated[str, arg(metavar="OUT_DIR", help="Folder of the checkpoint.")]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Command):
+    """Train an oracle on a zoo."""
+
+    zoo: ZooPath
+    out: Positional[Annotated[str, arg(metavar="OUT", help="Folder of the oracle.")]]
+    size: Annotated[Literal["tiny", "small", "base"], arg(help="Size of the encoder and of a new language model.")] = "small"
+    backbone: Annotated[Text, arg(metavar="HF_MODEL", help="Start from this causal LM instead of a new small one.")] = None
+    resume: Annotated[bool, NO_HINT, arg(help="Go on from the last checkpoint.")] = False
+    encoding: Annotated[Literal["atoms", "chunk"], arg(help="How weights become tokens.")] = "atoms"
+    injection: Annotated[Literal["prefix", "residual"], arg(help="Where the weight tokens enter.")] = "prefix"
+    gain: Annotated[float, arg(help="Strength of the residual injection.")] = 1.0
+    steps: Annotated[int, arg(help="Optimiser steps.")] = 10_000
+    batch: Annotated[int, arg(help="Targets in a step.")] = 64
+    lr: Annotated[float, arg(help="Peak learning rate.")] = 2e-3
+    targets: Annotated[Count, arg(help="Use only so many targets. Default: all that learned.")] = None
+    save_every: Annotated[int, arg(metavar="N", help="Steps from one checkpoint to the next.")] = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval(Command):
+    """Measure an oracle on a zoo: all controls, all metrics."""
+
+    oracle: Positional[Annotated[str, arg(metavar="ORACLE", help="Folder of an oracle, or `bundled`.")]]
+    zoo: ZooPath
+    split: Annotated[Literal["train", "validation", "test"], arg(help="Which targets.")] = "test"
+    targets: Annotated[Count, arg(help="Use only so many targets.")] = None
+    held_out_phrasings: Annotated[bool, NO_HINT, arg(help="Ask in wordings never trained on.")] = False
+    training: Annotated[Text, arg(metavar="ZOO", help="The zoo that the oracle was trained on, if it is another.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions(Command):
+    """What can be asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask(TargetCommand):
+    """Ask one question about a checkpoint. Only its weights are looked at."""
+
+    question: Positional[Annotated[str, arg(metavar="QUESTION", help="See `weight-oracle questions`.")]]
+    oracle: OraclePath = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read(TargetCommand):
+    """Read the whole flow chart of a checkpoint from its weights."""
+
+    oracle: OraclePath = None
+    check: Annotated[bool, NO_HINT, arg(help="Also run the target and compare.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify(TargetCommand):
+    """Run a checkpoint and compare it with a flow chart."""
+
+    chart: Positional[Annotated[str, arg(metavar="CHART", help="A flow chart in one line, or a file that holds one.")]]
+
+
+COMMANDS: dict[type[Command], str] = {
+    Demo: "demo", ZooBuild: "zoo_build", ZooShow: "zoo_show", ZooExport: "zoo_export", Train: "train", Eval: "evaluate",
+    Questions: "questions", Ask: "ask", Read: "read", Verify: "verify",
+}  # fmt: skip
+AnyZoo = (
+    Annotated[ZooBuild, subcommand("build")]
+    | Annotated[ZooShow, subcommand("show")]
+    | Annotated[ZooExport, subcommand("export")]
+)  # fmt: skip
+AnyCommand = (
+    Annotated[Demo, subcommand("demo")]
+    | Annotated[AnyZoo, subcommand("zoo", description="Build, show and export populations of targets.")]
+    | Annotated[Train, subcommand("train")]
+    | Annotated[Eval, subcommand("eval")]
+    | Annotated[Questions, subcommand("questions")]
+    | Annotated[Ask, subcommand("ask")]
+    | Annotated[Read, subcommand("read")]
+    | Annotated[Verify, subcommand("verify")]
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code. Wrong arguments end in tyro's message and `SystemExit(2)`."""
+    about = "Reads a neural network's weights and says, in words, what the network does."
+    command: Command = tyro.cli(AnyCommand, prog="weight-oracle", description=about, args=argv, config=(FlagCreatePairsOff,))  # type: ignore[arg-type]
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        output = command.run()
+        print(json.dumps(output.data) if command.json else output.text, flush=True)
+        return 0
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's last flush is quiet too
+        return PIPE_CLOSED
+    except (Exception, KeyboardInterrupt) as error:
+        if command.debug:
+            raise
+        text, code = _explain(error)
+        print(f"weight-oracle: {text}", file=sys.stderr)
+        return code
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """One line, and the exit code."""
+    match error:
+        case UserError():
+            return str(error), error.exit_code
+        case KeyboardInterrupt():
+            return "stopped; what is built is kept", INTERRUPTED
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return f"{error.filename or 'the disk'}: no space left — free some and run it again: what is built is kept", 1
+        case OSError(strerror=str()):
+            return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror), 1
+        case MemoryError():
+            return "out of memory — take a smaller target, batch or number of workers", 1
+    said: Any = " ".join(str(error).split())[:200] or "no message"
+    return f"{type(error).__name__}: {said} — not expected; --debug shows the traceback", 1

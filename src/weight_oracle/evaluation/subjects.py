@@ -1,0 +1,141 @@
+"""Targets under evaluation: their weight tokens, questions about them, and what the oracle replies."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from weight_oracle.errors import UserError
+from weight_oracle.evaluation.metrics import Progress
+from weight_oracle.oracle.data import load_population
+from weight_oracle.oracle.generate import Reply, generate
+from weight_oracle.oracle.grammar import ChartConstraint, Limits
+from weight_oracle.oracle.model import ENCODERS, WeightOracle
+from weight_oracle.oracle.tokenizer import Codec
+from weight_oracle.truth.domain import Domain, default_names
+from weight_oracle.truth.facts import ChartFacts
+from weight_oracle.truth.flowchart import FlowChart
+from weight_oracle.truth.parse import parse
+from weight_oracle.truth.phrasings import QUESTION_KINDS, phrasing
+from weight_oracle.truth.questions import Balance, Question, make_question
+from weight_oracle.zoo.store import Zoo
+
+BATCH = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Subjects:
+    """Targets of one zoo as the oracle sees them; `places` are their positions in `zoo.truths`, ascending."""
+
+    model: WeightOracle
+    codec: Codec
+    domain: Domain
+    facts: tuple[ChartFacts, ...]
+    places: np.ndarray
+    tokens: Float[Tensor, "N T d"]
+
+    def __len__(self) -> int:
+        return len(self.facts)
+
+    @property
+    def constraint(self) -> ChartConstraint:
+        """The grammar of the charts that `Oracle.read` can give."""
+        return ChartConstraint(self.codec, Limits(self.domain.symbols, self.domain.answers, max_ifs=4))
+
+    def subset(self, chosen: np.ndarray) -> "Subjects":
+        """The targets at these places among the subjects."""
+        tokens = self.tokens[torch.from_numpy(chosen).to(self.tokens.device)]
+        return replace(self, facts=tuple(self.facts[i] for i in chosen), places=self.places[chosen], tokens=tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A question to the subject number `subject`."""
+
+    subject: int
+    question: Question
+
+
+@torch.inference_mode()
+def encode(model: WeightOracle, codec: Codec, zoo: Zoo, wanted: np.ndarray, progress: Progress | None = None) -> Subjects:
+    """The targets at positions `wanted` of `zoo.truths` and their weight tokens; leaves the model in evaluation mode.
+
+    Raises `UserError` for a zoo on another domain than the oracle's.
+    """
+    model.eval()
+    settings, domain = model.config.encoder_config, zoo.recipe.domain
+    if (settings.symbols, settings.answers, tuple(settings.lengths)) != (domain.symbols, domain.answers, domain.lengths):
+        what = f"its targets have {domain.symbols} symbols, {domain.answers} answers and inputs of {domain.lengths[0]}-{domain.lengths[1]}"
+        hint = f"this oracle reads {settings.symbols}, {settings.answers} and {settings.lengths[0]}-{settings.lengths[1]}"
+        raise UserError(what, where=str(zoo.path), hint=hint)
+    population = load_population(zoo, ENCODERS[settings.encoding], settings, np.sort(wanted))
+    names = model.name_tokens(codec).to(model.device)
+    tokens = []
+    for start in range(0, len(population), BATCH):
+        batch = population.take(range(start, min(start + BATCH, len(population))))
+        tokens.append(model.weight_tokens({name: part.to(model.device) for name, part in batch.items()}, names))
+        if progress:
+            progress("encoding", min(start + BATCH, len(population)), len(population))
+    return Subjects(model, codec, domain, population.facts, population.places, torch.cat(tokens))
+
+
+def draw_questions(subjects: Subjects, seed: int = 0, held_out: bool = False, kinds: Sequence[str] = tuple(QUESTION_KINDS)) -> list[Asked]:
+    """At most one question of each kind about each subject; `held_out`: in wordings that are never trained on.
+
+    The flow chart is asked for in one training wording, the first, unless held-out ones are wanted.
+    """
+    balance = Balance.of(subjects.facts)
+    asked = []
+    for i, (facts, place) in enumerate(zip(subjects.facts, subjects.places, strict=True)):
+        for number, kind in enumerate(kinds):
+            question = make_question(kind, facts, np.random.default_rng([seed, int(place), number]), held_out=held_out, balance=balance)
+            if question is not None:
+                canonical = kind == "chart" and not held_out
+                asked.append(Asked(i, replace(question, text=phrasing("chart", 0), phrasing=0) if canonical else question))
+    return asked
+
+
+def reply(subjects: Subjects, asked: Sequence[Asked], blind: bool = False, progress: Progress | None = None) -> list[Reply]:
+    """What the oracle says to each question; `blind`: without any weight tokens, so that equal questions get equal replies."""
+    if blind:
+        distinct = {(a.question.kind == "chart", a.question.text): a for a in asked}
+        said = dict(zip(distinct, _reply(subjects, list(distinct.values()), True, progress), strict=True))
+        return [said[a.question.kind == "chart", a.question.text] for a in asked]
+    return _reply(subjects, asked, False, progress)
+
+
+def _reply(subjects: Subjects, asked: Sequence[Asked], blind: bool, progress: Progress | None) -> list[Reply]:
+    domain, constraint = subjects.domain, subjects.constraint
+    # one kind at a time, as a batch goes on until its longest reply ends; within a kind, questions of one length need no padding
+    key = lambda i: (asked[i].question.kind, len(asked[i].question.text))  # noqa: E731
+    order = sorted(range(len(asked)), key=key)
+    said: dict[int, Reply] = {}
+    for kind in QUESTION_KINDS:
+        here = [i for i in order if asked[i].question.kind == kind]
+        most = 64 if kind == "chart" else max(domain.lengths[1], domain.symbols, 2 * domain.answers) + 1
+        for part in (here[start : start + BATCH] for start in range(0, len(here), BATCH)):
+            tokens = subjects.tokens[[asked[i].subject for i in part]]
+            texts = [asked[i].question.text for i in part]
+            replies = generate(subjects.model, subjects.codec, tokens, texts, blind, constraint if kind == "chart" else None, most)
+            said |= dict(zip(part, replies, strict=True))
+            if progress:
+                progress("asking without weights" if blind else "asking", len(said), len(asked))
+    return [said[i] for i in range(len(asked))]
+
+
+def read_chart(text: str, domain: Domain) -> FlowChart | None:
+    """The chart of a reply in default names; None if it does not parse, or names what the domain does not have."""
+    try:
+        return parse(text, default_names(domain.symbols, domain.answers))
+    except UserError:
+        return None
+
+
+def sample_places(places: np.ndarray, n: int | None, seed: int) -> np.ndarray:
+    """At most `n` of some places, ascending, drawn by the seed."""
+    if n is None or len(places) <= n:
+        return np.sort(places)
+    return np.sort(np.random.default_rng(seed).choice(places, n, replace=False))

@@ -1,0 +1,58 @@
+"""Fits recover what made the data."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from weight_oracle.errors import UserError
+from weight_oracle.evaluation.calibration import calibrate, fit_platt, fit_temperature
+from weight_oracle.oracle.calibrate import apply_calibration, log_odds
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
+def test_temperature(temperature):
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(20_000, 10, generator=generator)
+    ids = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
+    assert fit_temperature(logits, ids) == pytest.approx(temperature, rel=0.05)
+
+
+def test_platt():
+    rng = np.random.default_rng(0)
+    probabilities = rng.uniform(0.01, 0.99, 5000)
+    chance = 1 / (1 + np.exp(-(-1 + 0.5 * np.log(probabilities / (1 - probabilities)))))
+    fit = fit_platt(probabilities.tolist(), rng.random(5000) < chance)
+    assert fit == pytest.approx({"intercept": -1, "slope": 0.5}, abs=0.1)
+    assert apply_calibration({"chart": fit}, "chart", 0.5) == pytest.approx(1 / (1 + np.e), abs=0.02)
+
+
+def test_platt_never_trusts_a_less_confident_reply_more():
+    rng = np.random.default_rng(0)
+    probabilities = rng.uniform(0, 1, 500)
+    fit = fit_platt(probabilities.tolist(), rng.random(500) > probabilities)
+    assert fit["slope"] == 0 and apply_calibration({"order": fit}, "order", 0.9) == pytest.approx(0.5, abs=0.05)
+
+
+def test_without_data_the_oracle_is_believed():
+    assert fit_platt([], np.zeros(0, bool)) == {"intercept": 0, "slope": 1}
+    for p in (0.001, 0.3, 0.999):
+        assert apply_calibration({}, "chart", p) == pytest.approx(p)
+        assert apply_calibration({"chart": fit_platt([], np.zeros(0, bool))}, "chart", p) == pytest.approx(p)
+
+
+def test_certainty_is_finite():
+    fit = fit_platt([1.0] * 50 + [0.0] * 50, np.array([True] * 50 + [False] * 50))
+    assert 0.9 < apply_calibration({"x": fit}, "x", 1.0) < 1 and 0 < apply_calibration({"x": fit}, "x", 0.0) < 0.1
+    assert log_odds(0.0) == pytest.approx(-16.1, abs=0.1) and log_odds(1.0) == pytest.approx(16.1, abs=0.1)
+
+
+def test_calibrate(oracle, codec, zoo):
+    result = calibrate(oracle, codec, zoo, "train", n=24)
+    assert result == json.loads(json.dumps(result)) and result["targets"] == 24 and result["temperature"] > 0
+    for kind in ("chart", "answer", "symbols", "possible", "example", "contains"):
+        assert set(result[kind]) == {"intercept", "slope"}
+        assert 0 < apply_calibration(result, kind, 0.1) <= apply_calibration(result, kind, 0.9) < 1
+    with pytest.raises(UserError, match="no target of the elsewhere split"):
+        calibrate(oracle, codec, zoo, "elsewhere")

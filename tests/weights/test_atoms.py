@@ -1,0 +1,98 @@
+"""Weight tokens depend on what a target is, never on how it happens to be written down."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from specimens import ANSWERS, LENGTHS, SYMBOLS, random_target, renamed, without_last_layers
+
+from weight_oracle.weights.atoms import AtomsEncoder
+from weight_oracle.weights.encoder import EncoderConfig
+from weight_oracle.weights.stack import stack_targets
+from weight_oracle.weights.symmetry import scramble
+
+CONFIG = EncoderConfig(symbols=SYMBOLS, answers=ANSWERS, lengths=LENGTHS, width=32, channels=8, rounds=2, blocks=1, latents=2)
+CASES = [("gelu_new", False), ("gelu_new", True), ("relu", False), ("relu", True)]
+
+
+def encoder(config=CONFIG):
+    torch.manual_seed(0)
+    return AtomsEncoder(config, 24).eval()
+
+
+def prepared(*targets):
+    return AtomsEncoder.prepare(stack_targets(targets), CONFIG)
+
+
+def change(before, after):
+    """Largest change relative to the largest value."""
+    return ((after - before).abs().max() / before.abs().max()).item()
+
+
+@torch.inference_mode()
+def test_invariant_under_every_symmetry_and_sensitive_to_another_target():
+    encode = encoder()
+    for depth in (1, 2):
+        for number, (activation, tied) in enumerate(CASES):
+            target = random_target(depth=depth, activation=activation, tied=tied, seed=number)
+            tokens = encode(prepared(target))
+            assert tokens.shape == (1, SYMBOLS + ANSWERS + 2, 24)
+            other = change(tokens, encode(prepared(random_target(depth=depth, activation=activation, tied=tied, seed=number + 50))))
+            moved = max(change(tokens, encode(prepared(scramble(target, seed)))) for seed in range(5))
+            assert moved < 1e-4 and other > 1000 * moved, (depth, activation, tied, moved, other)
+
+
+@torch.inference_mode()
+def test_company_of_other_shapes_changes_nothing():
+    encode = encoder()
+    shapes = [{"width": 8, "heads": 2, "inner": 10, "depth": 1}, {"width": 16, "heads": 4, "inner": 40, "depth": 3}]
+    shapes += [{}, {"heads": 1, "depth": 1}]
+    alone = [prepared(random_target(**shape, seed=i, activation=CASES[i][0])) for i, shape in enumerate(shapes)]
+    together = encode(AtomsEncoder.join(alone))
+    for i, batch in enumerate(alone):
+        assert change(encode(batch)[0], together[i]) < 1e-5, shapes[i]
+
+
+@torch.inference_mode()
+def test_renaming_prepared_targets_is_renaming_their_vocabulary():
+    encode = encoder()
+    targets = [random_target(seed=seed) for seed in range(2)]
+    symbols, answers = [[2, 0, 4, 1, 3], [1, 4, 0, 3, 2]], [[1, 2, 0], [0, 2, 1]]
+    batch = AtomsEncoder.rename(prepared(*targets), torch.tensor(symbols), torch.tensor(answers))
+    expected = prepared(*(renamed(t, s, a) for t, s, a in zip(targets, symbols, answers, strict=True)))
+    assert batch.keys() == expected.keys()
+    for name, tensor in batch.items():
+        assert torch.allclose(tensor, expected[name], atol=1e-6), name
+    assert change(encode(expected), encode(batch)) < 1e-5
+    assert change(encode(prepared(*targets)), encode(batch)) > 1e-2
+
+
+@torch.inference_mode()
+def test_a_later_layer_does_not_touch_an_earlier_ones_forward_messages():
+    encode = encoder(replace(CONFIG, rounds=1))
+    seen = []
+    for part in (encode.block[0].edge, encode.block[0].neuron):
+        part.register_forward_hook(lambda module, args, output: seen.append(output))
+    target = random_target(depth=3)
+    encode(prepared(target))
+    whole = list(seen)
+    for depth in (1, 2):
+        seen.clear()
+        encode(prepared(without_last_layers(target, depth)))
+        assert len(seen) == 2 * depth
+        assert all(torch.equal(a, b) for a, b in zip(seen, whole, strict=False))
+    name = "transformer.h.0.mlp.c_fc.bias"
+    changed = replace(target, tensors=target.tensors | {name: target.tensors[name] + 0.1})
+    seen.clear()
+    encode(prepared(changed))
+    assert [torch.equal(a, b) for a, b in zip(seen, whole, strict=True)] == [True, False, False, False, False, False]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 30.0])
+def test_finite_with_gradients_everywhere_even_for_extreme_weights(scale):
+    encode = encoder().train()
+    target = random_target()
+    target = replace(target, tensors={name: tensor * scale for name, tensor in target.tensors.items()})
+    encode(prepared(target)).square().mean().backward()
+    for name, parameter in encode.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
