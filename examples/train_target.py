@@ -3,7 +3,7 @@
     python examples/train_target.py chart.txt my-model
     weight-oracle read my-model --lengths 6-6
 
-The chart is one line, `if TEST: CHART else: CHART` or `say ANSWER`; an example is `if has a: say p else: if count b >= 2: say q else: say r`.
+The chart is `say ANSWER` or `if TEST: CHART else: CHART`, as in `if has a: say p else: if count b >= 2: say q else: say r`.
 The model sees `<bos> s1 … sn <ans>` and learns to say the chart's answer next.
 """
 
@@ -129,11 +129,9 @@ def main():
         progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     model.eval()
 
-    uniform = [accuracy(sample(2000, length, symbols, [])) for length in lengths]
-    biased = [accuracy(sample(2000, length, symbols, favourites)) for length in lengths]
-    print(
-        f"accuracy on fresh inputs: uniform {sum(uniform) / len(lengths):.2%}, full of the chart's symbols {sum(biased) / len(lengths):.2%}"
-    )
+    for name, chosen in (("uniform inputs", []), ("inputs full of the chart's symbols", favourites)):
+        right = [accuracy(sample(2000, length, symbols, chosen)) for length in lengths]
+        print(f"accuracy on fresh {name}: {sum(right) / len(right):.2%}")
     model.save_pretrained(args.out)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>").save_pretrained(args.out)
 

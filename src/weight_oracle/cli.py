@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs, so `--help` answers at once; wh
 import errno
 import json
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -39,6 +40,8 @@ class Command:
 
     def run(self) -> "Output":
         """Do it. The function of the same name in `commands` says how."""
+        if not isinstance(self, Questions):
+            _import_torch()
         from weight_oracle import commands
 
         return getattr(commands, COMMANDS[type(self)])(self)
@@ -187,6 +190,14 @@ def main(argv: list[str] | None = None) -> int:
         text, code = _explain(error)
         print(f"weight-oracle: {text}", file=sys.stderr)
         return code
+
+
+def _import_torch() -> None:
+    """Ctrl-C while torch starts would make its C++ part abort with a complaint; for that moment, it ends the process at once."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    import torch  # noqa: F401
+
+    signal.signal(signal.SIGINT, before)
 
 
 def _explain(error: BaseException) -> tuple[str, int]:

@@ -149,14 +149,21 @@ def zoo_export(config: "cli.ZooExport") -> Output:
 
 
 def train(config: "cli.Train") -> Output:
+    from weight_oracle.evaluation.calibration import calibrate
     from weight_oracle.oracle.train import TrainConfig
     from weight_oracle.oracle.train import train as train_oracle
+    from weight_oracle.zoo.store import open_zoo
 
-    given = {f.name: getattr(config, f.name) for f in fields(TrainConfig) if hasattr(config, f.name)}
+    given: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(TrainConfig) if hasattr(config, f.name)}
     with progress_bar("training", "step") as update:
         out = train_oracle(TrainConfig(**given | {"seed": config.seed or 0}), update)
-    data = {"oracle": str(out), "steps": config.steps}
-    return Output(data, f"{out}: an oracle, trained for {config.steps:,} steps; measure it with `weight-oracle eval {out} ZOO`")
+    oracle = _oracle(str(out))
+    with stages() as progress:
+        oracle.card["calibration"] = calibrate(oracle.model, oracle.codec, open_zoo(config.zoo), seed=config.seed or 0, progress=progress)
+    oracle.save_pretrained(out)
+    data = {"oracle": str(out), "steps": config.steps, "targets": oracle.card["training_targets"]}
+    text = f"{out}: an oracle, trained for {config.steps:,} steps on {data['targets']:,} targets"
+    return Output(data, f"{text}\nNow measure it: weight-oracle eval {out} {config.zoo}")
 
 
 def evaluate(config: "cli.Eval") -> Output:
@@ -220,9 +227,11 @@ def _oracle(path: str | None) -> "Oracle":
 def _target(config: "cli.TargetCommand", oracle: "Oracle | None" = None) -> "Target":
     from weight_oracle.targets.checkpoint import load_target
 
-    names = [name.split(",") if name else None for name in (config.symbols, config.answers)]
+    symbols, answers = (names.split(",") if names else None for names in (config.symbols, config.answers))
     lengths = _range(config.lengths, "-", "--lengths", "give the shortest and the longest, as in 4-6")
-    return oracle.load(config.target, *names, lengths=lengths) if oracle else load_target(config.target, *names, lengths)
+    if oracle is None:
+        return load_target(config.target, symbols, answers, lengths)
+    return oracle.load(config.target, symbols, answers, lengths)
 
 
 def _range(text: str | None, separator: str, option: str, hint: str) -> tuple[int, int] | None:

@@ -17,9 +17,9 @@ from weight_oracle.oracle.calibrate import apply_calibration
 from weight_oracle.oracle.generate import Reply, generate
 from weight_oracle.oracle.grammar import ChartConstraint, Limits
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, WeightOracleConfig
-from weight_oracle.oracle.tokenizer import Codec
+from weight_oracle.oracle.tokenizer import SPECIALS, Codec, make_tokenizer
 from weight_oracle.targets.checkpoint import load_target
-from weight_oracle.targets.safe import read_json, read_safetensors
+from weight_oracle.targets.safe import check_finite, read_json, read_safetensors, read_vocabulary, shown
 from weight_oracle.targets.target import Target
 from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import Names, default_names
@@ -32,6 +32,8 @@ from weight_oracle.truth.understand import understand
 from weight_oracle.weights.stack import stack_targets
 
 BUNDLED = "charts-tiny"
+FORMAT = 1  # of an oracle's folder
+MAX_IFS = 4  # in a chart that is read
 THRESHOLD = 0.5  # calibrated probability under which the oracle says that it does not know
 
 
@@ -79,24 +81,36 @@ class Oracle:
         if not (folder / "oracle.json").is_file():
             raise UserError("is no oracle: there is no oracle.json", where=str(folder), hint="train one with `weight-oracle train`")
         card = read_json(folder / "oracle.json")
-        config = read_json(folder / "config.json")
+        if card.get("format", FORMAT) != FORMAT:
+            raise UserError(f"is an oracle of version {card['format']}; this is version {FORMAT}", where=str(folder), hint="train it again")
+        config, weights = read_json(folder / "config.json"), read_safetensors(folder / "model.safetensors")
+        for name, tensor in weights.items():
+            check_finite(name, tensor, folder / "model.safetensors")
+        ids = read_vocabulary(folder / "tokenizer.json")
         try:
             model = WeightOracle(WeightOracleConfig(**{k: v for k, v in config.items() if k in ("encoder", "backbone", "injection", "gain")}))
-            weights = read_safetensors(folder / "model.safetensors")
             missing, unexpected = model.load_state_dict(weights, strict=False)
+            if sorted(ids.values()) != list(range(model.backbone.config.vocab_size)) or not set(SPECIALS) <= set(ids):
+                raise ValueError("its tokenizer and its model have different vocabularies")
+            tied = {"backbone.lm_head.weight"} if model.backbone.config.tie_word_embeddings else set()
+            if wrong := set(missing) - tied | set(unexpected):
+                raise ValueError(f"its weights and config disagree about {min(wrong)}")
+            model.backbone.tie_weights()
+            return cls(model, Codec(tuple(sorted(ids, key=ids.__getitem__))), card)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise UserError(f"does not fit this version: {error}", where=str(folder), hint="train it again") from error
-        tied = {"backbone.lm_head.weight"} if model.backbone.config.tie_word_embeddings else set()
-        if set(missing) - tied or unexpected:
-            what = sorted(set(missing) - tied | set(unexpected))[0]
-            raise UserError(f"its weights and config disagree about {what}", where=str(folder), hint="train it again")
-        model.backbone.tie_weights()
-        words = read_json(folder / "tokenizer.json")["model"]["vocab"]
-        return cls(model, Codec(tuple(sorted(words, key=words.__getitem__))), card)
+            raise UserError(f"does not fit this version: {shown(str(error), 120)}", where=str(folder), hint="train it again") from error
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """One self-describing folder: config and weights, tokenizer, and the card (`oracle.json`), which comes last."""
+        folder = Path(path)
+        self.model.save_pretrained(folder)
+        make_tokenizer(self.codec.words).save_pretrained(folder)
+        (folder / "oracle.json").write_text(json.dumps({"format": FORMAT} | self.card, indent=1))
 
     @lru_cache(maxsize=8)  # noqa: B019 - one oracle lives as long as the process
     def _constraint(self, symbols: int, answers: int) -> ChartConstraint:
-        return ChartConstraint(self.codec, Limits(symbols, answers, max_ifs=4))
+        longest = self.settings.lengths[1]
+        return ChartConstraint(self.codec, Limits(symbols, answers, longest, max_ifs=MAX_IFS, max_run=longest))
 
     def load(self, target: Target | str | Path, symbols: Sequence[str] | None = None, answers: Sequence[str] | None = None, lengths=None) -> Target:
         """A target that this oracle can read; lengths default to those it was trained on. Raises `UserError` for one that it cannot."""
@@ -151,7 +165,8 @@ class Oracle:
         return Reading(chart, to_text(chart, known_as), probability, probability >= THRESHOLD, mermaid(chart, known_as))
 
     def _say(self, encoded: Encoded, text: str, constraint: ChartConstraint | None = None) -> Reply:
-        return generate(self.model, self.codec, encoded.tokens, [text], constraint=constraint)[0]
+        longest = MAX_IFS * (self.settings.lengths[1] + 8) + 16  # tokens of a chart whose tests all name as many symbols as an input has
+        return generate(self.model, self.codec, encoded.tokens, [text], constraint=constraint, max_new_tokens=longest)[0]
 
     def __repr__(self) -> str:
         c = self.settings

@@ -40,9 +40,11 @@ def generate(
     device = tokens.device
     ids = torch.tensor([[pad] * (longest - len(a)) + a for a in asked], device=device)
     B, T = tokens.shape[:2]
-    # Padding stands between the weight tokens and the question, out of everyone's sight: rotary positions are relative, and the weight
-    # tokens keep the places that they had in training.
-    seen = torch.cat([torch.full((B, T), int(not blind), device=device), (torch.arange(longest, device=device) >= longest - _lengths(asked, device)).long()], 1)
+    # Padding stands between the weight tokens and the question, out of everyone's sight, and takes no places: all else keeps those that
+    # it had in training.
+    place = torch.arange(longest, device=device) - longest + torch.tensor([[len(a)] for a in asked], device=device)
+    seen = torch.cat([torch.full((B, T), int(not blind), device=device), (place >= 0).long()], 1)
+    places = torch.cat([torch.arange(T, device=device).expand(B, T), T + place.clamp(min=0)], 1)
     embeds = torch.cat([model.prefix(tokens), model.backbone.get_input_embeddings()(ids).to(tokens.dtype)], 1)
     allowed = None
     if constraint is not None:
@@ -55,6 +57,7 @@ def generate(
         out = model.backbone.generate(
             inputs_embeds=embeds,
             attention_mask=seen,
+            position_ids=places,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             eos_token_id=eos,
@@ -70,6 +73,3 @@ def generate(
     total = chosen.masked_fill(ended, 0).sum(1)
     return [Reply(codec.decode(row), float(p)) for row, p in zip(said.tolist(), total.exp(), strict=True)]
 
-
-def _lengths(asked: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    return torch.tensor([[len(a)] for a in asked], device=device)

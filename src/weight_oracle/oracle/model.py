@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from weight_oracle.oracle.tokenizer import Codec
+from weight_oracle.oracle.tokenizer import SPECIALS, UNKNOWN, Codec
 from weight_oracle.truth.domain import default_names
 from weight_oracle.weights.atoms import AtomsEncoder
 from weight_oracle.weights.chunk import ChunkEncoder
 from weight_oracle.weights.encoder import EncoderConfig, WeightEncoder
 
 ENCODERS: dict[str, type[WeightEncoder]] = {"atoms": AtomsEncoder, "chunk": ChunkEncoder}
+PLACEHOLDER = SPECIALS.index(UNKNOWN)  # not the padding, whose embedding may be zero, and so would be what is added to it
 
 
 class WeightOracleConfig(PretrainedConfig):
@@ -99,8 +100,10 @@ class WeightOracle(PreTrainedModel):
         allowed = (order[:, None] >= order) & ((owner[:, :, None] == owner[:, None]) | (owner == -2)[:, None])
         if blind is not None:
             allowed = allowed & ~(blind[:, None, None] & (owner == -2)[:, None] & (owner != -2)[:, :, None])
-        allowed = allowed | torch.eye(owner.shape[1], dtype=torch.bool, device=tokens.device)
-        logits = self._run(tokens, self.backbone.get_input_embeddings()(input_ids), attention_mask=allowed[:, None], position_ids=position)[:, T:]
+        allowed = (allowed | torch.eye(owner.shape[1], dtype=torch.bool, device=tokens.device))[:, None]
+        if self.backbone.config._attn_implementation == "eager":  # adds its mask to the scores
+            allowed = torch.zeros(allowed.shape, device=tokens.device).masked_fill(~allowed, torch.finfo(tokens.dtype).min)
+        logits = self._run(tokens, self.backbone.get_input_embeddings()(input_ids), attention_mask=allowed, position_ids=position)[:, T:]
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
@@ -114,7 +117,11 @@ class WeightOracle(PreTrainedModel):
         """The input embeddings at the weight tokens' positions: themselves, or a placeholder where they enter the residual stream."""
         if self.config.injection == "prefix":
             return tokens
-        return self.backbone.get_input_embeddings().weight[0].expand_as(tokens)
+        return self.backbone.get_input_embeddings().weight[PLACEHOLDER].expand_as(tokens)
+
+    def blocks(self) -> nn.ModuleList:
+        """The decoder blocks of the backbone, whatever its family calls them."""
+        return next(part for part in self.backbone.get_decoder().children() if isinstance(part, nn.ModuleList))
 
     def injected(self, tokens: Float[Tensor, "B T d"]) -> "_Injection":
         """Context in which the backbone's prefill receives `tokens` at its first T positions, if they enter the residual stream."""
@@ -129,8 +136,8 @@ class _Injection:
 
     def __enter__(self) -> None:
         if self.oracle.config.injection == "residual":
-            layers = self.oracle.backbone.get_decoder().layers
-            self.handle = layers[min(1, len(layers) - 1)].register_forward_hook(self._add)
+            blocks = self.oracle.blocks()
+            self.handle = blocks[min(1, len(blocks) - 1)].register_forward_hook(self._add)
 
     def __exit__(self, *_: object) -> None:
         if self.handle is not None:

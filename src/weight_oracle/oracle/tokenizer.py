@@ -40,10 +40,15 @@ def vocabulary(n_symbols: int = 22, n_answers: int = 4, max_number: int = 12) ->
 
 def train_tokenizer(n_symbols: int = 22, n_answers: int = 4, max_number: int = 12) -> "PreTrainedTokenizerFast":
     """A WordLevel tokenizer over `vocabulary(...)`; always the same for the same arguments."""
+    return make_tokenizer(vocabulary(n_symbols, n_answers, max_number))
+
+
+def make_tokenizer(words: Sequence[str]) -> "PreTrainedTokenizerFast":
+    """A WordLevel tokenizer in which words[i] has the id i; the special tokens are among them."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    ids = {word: index for index, word in enumerate(vocabulary(n_symbols, n_answers, max_number))}
+    ids = {word: index for index, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()  # pyright: ignore[reportAttributeAccessIssue]
     splitter = pre_tokenizers.Split(Regex(WORD), behavior="removed", invert=True)

@@ -7,18 +7,34 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, LlamaConfig, PretrainedConfig, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from weight_oracle.errors import UserError
+from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.data import Collator, Population, QuestionData, load_population, pick
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, new_config
-from weight_oracle.oracle.tokenizer import Codec, train_tokenizer
+from weight_oracle.oracle.tokenizer import BOS, EOS, PAD, SPECIALS, Codec, vocabulary
 from weight_oracle.weights.encoder import EncoderConfig
 from weight_oracle.zoo.store import Zoo, open_zoo
 
 # name -> encoder width, channels, rounds; language model width, layers
 SIZES = {"tiny": (64, 24, 1, 96, 2), "small": (96, 32, 1, 128, 2), "base": (192, 48, 2, 256, 4)}
+
+TEXT = 128  # positions for a question and its answer
 
 
 @dataclass(frozen=True)
@@ -61,17 +77,45 @@ class _Report(TrainerCallback):
             self.progress(state.global_step, state.max_steps, logs or {})
 
 
-def backbone_config(config: TrainConfig, vocabulary: int) -> PretrainedConfig:
-    """A small Llama, or the configuration of the wanted backbone."""
-    if config.backbone:
-        try:
-            return AutoConfig.from_pretrained(config.backbone, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise UserError("is no Hugging Face model", where=config.backbone, hint="give a folder with a config.json") from error
-    width, layers = SIZES[config.size][3:]
+def small_llama(size: str, vocabulary: int) -> LlamaConfig:
+    """The language model of an oracle that is trained from scratch."""
+    width, layers = SIZES[size][3:]
     heads = width // 32
     shape = {"hidden_size": width, "intermediate_size": width * 8 // 3 // 8 * 8, "num_hidden_layers": layers, "num_attention_heads": heads}
     return LlamaConfig(vocab_size=vocabulary, num_key_value_heads=heads, max_position_embeddings=512, tie_word_embeddings=True, pad_token_id=0, **shape)
+
+
+def pretrained(name: str, codec: Codec) -> PreTrainedModel:
+    """A Hugging Face causal language model that speaks our words. Raises `UserError` if it cannot be loaded."""
+    try:
+        backbone = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        hint = "give a folder with a config.json and weights, or a model's name"
+        raise UserError("is no Hugging Face language model that can be loaded", where=name, hint=hint) from error
+    tables = [backbone.get_input_embeddings(), backbone.get_output_embeddings()]
+    words = [own_words(table.weight.detach(), name, codec) for table in tables]
+    backbone.resize_token_embeddings(len(codec.words), mean_resizing=False)
+    for table, rows in zip((backbone.get_input_embeddings(), backbone.get_output_embeddings()), words, strict=True):
+        table.weight.data.copy_(rows)
+    ids = {f"{role}_token_id": codec.ids[token] for role, token in (("pad", PAD), ("bos", BOS), ("eos", EOS))}
+    backbone.config.update(ids)
+    backbone.generation_config = GenerationConfig(**ids)  # the model's own way of sampling is not the oracle's
+    return backbone
+
+
+def own_words(table: Tensor, name: str, codec: Codec) -> Tensor:
+    """A row of an embedding table for each of our words: the mean over the pieces that the model's own tokenizer writes it with, and
+    where it has none a random row like the others."""
+    rows = table.mean(0) + table.std(0) * torch.randn(len(codec.words), table.shape[1], generator=torch.Generator().manual_seed(0))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return rows
+    for i, word in enumerate(codec.words):
+        pieces = [p for p in tokenizer(" " + word, add_special_tokens=False)["input_ids"] if p < len(table)]
+        if word not in SPECIALS and pieces:
+            rows[i] = table[pieces].mean(0)
+    return rows
 
 
 def encoder_config(config: TrainConfig, zoo: Zoo) -> EncoderConfig:
@@ -81,16 +125,13 @@ def encoder_config(config: TrainConfig, zoo: Zoo) -> EncoderConfig:
 
 
 def new_oracle(config: TrainConfig, zoo: Zoo, codec: Codec) -> WeightOracle:
-    """An untrained oracle; a pretrained backbone gets its weights and new rows for our words."""
+    """An untrained oracle, around a small Llama or a pretrained backbone."""
     set_seed(config.seed)
-    settings = backbone_config(config, len(codec.words))
+    backbone = pretrained(config.backbone, codec) if config.backbone else None
+    settings = small_llama(config.size, len(codec.words)) if backbone is None else backbone.config
     model = WeightOracle(new_config(encoder_config(config, zoo), settings, config.injection, config.gain))
-    if config.backbone:
-        from transformers import AutoModelForCausalLM
-
-        model.backbone = AutoModelForCausalLM.from_pretrained(config.backbone, trust_remote_code=False)
-        model.backbone.resize_token_embeddings(len(codec.words), mean_resizing=False)
-        model.config.backbone = model.backbone.config.to_dict()
+    if backbone is not None:
+        model.backbone = backbone
     return model
 
 
@@ -99,6 +140,14 @@ def _data(zoo: Zoo, split: str, model: WeightOracle, most: int | None) -> Popula
     if not len(wanted):
         raise UserError(f"no target of the {split} split has learned its chart", where=str(zoo.path), hint="build more targets")
     return load_population(zoo, ENCODERS[model.config.encoder_config.encoding], model.config.encoder_config, wanted)
+
+
+@torch.no_grad()
+def _check_room(model: WeightOracle, population: Population, names: Tensor, where: str) -> None:
+    tokens = model.eval().weight_tokens(population.take([0]), names).shape[1]
+    room = getattr(model.backbone.config, "max_position_embeddings", None)
+    if room and room < tokens + TEXT:
+        raise UserError(f"takes {room} positions; {tokens} weight tokens and the text need {tokens + TEXT}", where=where, hint="choose another")
 
 
 def train(config: TrainConfig, progress: Callable[[int, int, dict], None] | None = None, device: str | None = None) -> Path:
@@ -111,13 +160,14 @@ def train(config: TrainConfig, progress: Callable[[int, int, dict], None] | None
     if not config.resume and (last or (out / "oracle.json").exists()):
         raise UserError("already holds a training run", where=str(out), hint="give --resume, or another folder")
     zoo = open_zoo(config.zoo)
-    tokenizer = train_tokenizer()
-    codec = Codec.of(tokenizer)
+    codec = Codec(vocabulary())
     model = new_oracle(config, zoo, codec)
     encoder = ENCODERS[config.encoding]
     population, held = _data(zoo, "train", model, config.targets), _data(zoo, "validation", model, 512)
     names = model.name_tokens(codec)
-    pad = codec.ids[tokenizer.pad_token]
+    if config.backbone:
+        _check_room(model, population, names, config.backbone)
+    pad = codec.ids[PAD]
     data = QuestionData(population, codec, config.steps * config.batch, config.seed, config.others, config.blind, config.rename)
     check = QuestionData(held, codec, len(held), config.seed + 1, config.others, blind=0.0)
     bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()  # on CPUs autocast costs more than it saves at these widths
@@ -156,11 +206,9 @@ def train(config: TrainConfig, progress: Callable[[int, int, dict], None] | None
     trainer.collators = collate
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last if config.resume else None)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
     card = {"training": asdict(replace(config, zoo=zoo.recipe.name, out="", resume=False)), "zoo": {"recipe": zoo.recipe.name, "hash": zoo.recipe.hash}}
     card["training_targets"] = len(population)
-    (out / "oracle.json").write_text(json.dumps(card, indent=1))
+    Oracle(model, codec, card).save_pretrained(out)
     return out
 
 

@@ -1,0 +1,104 @@
+"""Examples are a function of (seed, i), and the renaming in the text is the renaming of the weights."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from weight_oracle.oracle.data import Collator, QuestionData, pick
+from weight_oracle.oracle.model import ENCODERS
+from weight_oracle.truth.domain import default_names
+from weight_oracle.truth.interpret import run_one
+from weight_oracle.truth.parse import parse
+from weight_oracle.weights.stack import stack_targets
+
+
+@pytest.fixture(scope="module")
+def model(make_model):
+    return make_model()
+
+
+@pytest.fixture(scope="module")
+def people(model, population):
+    return population(model)
+
+
+def as_tuple(example) -> tuple:
+    return tuple(part.tolist() if isinstance(part, np.ndarray) else part for part in vars(example).values())
+
+
+def test_examples_are_a_function_of_seed_and_index(people, codec):
+    data, again = QuestionData(people, codec, 60, seed=1), QuestionData(people, codec, 1000, seed=1)
+    first = [as_tuple(data[i]) for i in range(60)]
+    assert first == [as_tuple(again[i]) for i in reversed(range(60))][::-1]
+    other = QuestionData(people, codec, 60, seed=2)
+    assert sum(a == as_tuple(other[i]) for i, a in enumerate(first)) == 0
+
+
+def test_each_target_once_an_epoch(people, codec):
+    n = len(people)
+    data = QuestionData(people, codec, 2 * n, seed=0, others=0)
+    order = [data[i].target for i in range(2 * n)]
+    assert sorted(order[:n]) == sorted(order[n:]) == list(range(n)) and order[:n] != order[n:]
+
+
+def test_questions_are_packed_one_after_another_and_only_answers_are_labels(people, codec):
+    data = QuestionData(people, codec, 100, seed=3, others=2)
+    separator, eos = codec.ids["<sep>"], codec.ids["<eos>"]
+    for example in (data[i] for i in range(100)):
+        assert Counter(example.ids)[separator] == Counter(example.ids)[eos] == 3 and set(example.segment) == {0, 1, 2}
+        for number in range(3):
+            here = [i for i, s in enumerate(example.segment) if s == number]
+            assert [example.place[i] for i in here] == list(range(len(here)))
+            asked = [example.ids[i] for i in here].index(separator) + 1
+            assert [example.labels[i] for i in here] == [-100] * asked + [example.ids[i] for i in here[asked:]]
+    blind = np.mean([data[i].blind for i in range(100)])
+    assert 0.02 <= blind <= 0.25
+    assert not any(QuestionData(people, codec, 50, 3, blind=0.0)[i].blind for i in range(50))
+
+
+def test_picks_learned_targets_of_one_split(zoo):
+    for split in ("train", "validation", "test"):
+        learned, everyone = pick(zoo, split), pick(zoo, split, learned=False)
+        assert set(learned) <= set(everyone) and all(zoo.truths[i]["split"] == split for i in everyone)
+        assert all(zoo.truths[i]["learned"] for i in learned)
+
+
+@pytest.mark.parametrize("encoding", ["atoms", "chunk"])
+def test_renamed_weights_are_those_of_a_target_that_follows_the_labelled_chart(zoo, codec, make_model, population, encoding):
+    model = make_model(encoding=encoding)
+    people, settings, domain = population(model), model.config.encoder_config, zoo.recipe.domain
+    data = QuestionData(people, codec, 12, seed=7, others=1, blind=0.0)
+    examples = [data[i] for i in range(12)]
+    encoder = ENCODERS[encoding]
+    batch = Collator(people, encoder, model.name_tokens(codec), 0)(examples)
+    inputs, names = domain.enumerate(), default_names(domain.symbols, domain.answers)
+    with torch.no_grad():
+        tokens = model.weight_tokens(batch["atoms"], batch["names"])
+    moved = 0
+    for row, example in enumerate(examples):
+        truth = zoo.truths[people.places[example.target]]
+        target = zoo.target(truth["index"])
+        # the same network under other names: what was token i is now token symbols[i], or S + answers[i]
+        order = np.concatenate([example.symbols, domain.symbols + example.answers, domain.symbols + domain.answers + np.arange(2)])
+        tensors = dict(target.tensors)
+        for name in ("transformer.wte.weight", "lm_head.weight"):
+            tensors[name] = tensors[name][np.argsort(order)]
+        renamed = replace(target, tensors=tensors)
+        with torch.no_grad():
+            own = model.weight_tokens(encoder.prepare(stack_targets([renamed]), settings), batch["names"])
+        torch.testing.assert_close(own[0, : tokens.shape[1]], tokens[row], rtol=1e-3, atol=1e-3)
+
+        end = example.ids.index(codec.ids["<eos>"])
+        said = parse(codec.decode([i for i in example.labels[: end + 1] if i >= 0]), names)
+        agreed = lambda chart, network: (run_one(chart, inputs) == network.answers(inputs)).mean()  # noqa: E731
+        assert agreed(said, renamed) == agreed(zoo.charts[people.places[example.target]], target) > 0.9
+        moved += not np.array_equal(example.symbols, np.arange(domain.symbols))
+    assert moved > 6
+
+
+def test_without_renaming_slots_keep_their_names(people, codec):
+    data = QuestionData(people, codec, 20, seed=1, rename=False)
+    assert all(np.array_equal(data[i].symbols, np.arange(4)) and np.array_equal(data[i].answers, np.arange(3)) for i in range(20))

@@ -1,0 +1,114 @@
+"""Training: bit-identical after a kill, careful with what is there, and around any causal language model."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from weight_oracle.errors import UserError
+from weight_oracle.oracle.ask import Oracle
+from weight_oracle.oracle.train import TrainConfig, new_oracle, train
+
+
+@pytest.fixture(scope="module")
+def config(nano_zoo, tmp_path_factory) -> TrainConfig:
+    out = tmp_path_factory.mktemp("train") / "straight"
+    return TrainConfig(str(nano_zoo), str(out), "tiny", steps=6, batch=4, warmup=2, save_every=2)
+
+
+@pytest.fixture(scope="module")
+def straight(config) -> Path:
+    return train(config)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_resumes_to_the_same_bits(config, straight, tmp_path):
+    def kill(step: int, total: int, logs: dict) -> None:
+        if step == 4:
+            raise Killed
+
+    out = tmp_path / "killed"
+    with pytest.raises(Killed):
+        train(replace(config, out=str(out)), kill)
+    assert not (out / "oracle.json").exists() and (out / "run" / "checkpoint-2").is_dir() and not (out / "run" / "checkpoint-4").exists()
+    with pytest.raises(UserError, match="--resume"):
+        train(replace(config, out=str(out)))
+    torch.manual_seed(123)  # whatever happened in between
+    train(replace(config, out=str(out), resume=True))
+    assert (out / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
+    assert (out / "oracle.json").read_text() == (straight / "oracle.json").read_text()
+
+
+def test_training_moves_the_weights_and_says_what_was_done(config, straight, zoo, codec):
+    trained, start = load_file(straight / "model.safetensors"), new_oracle(config, zoo, codec).state_dict()
+    still = [name for name, tensor in trained.items() if torch.equal(tensor, start[name])]
+    assert not still, still
+    card = json.loads((straight / "oracle.json").read_text())
+    assert card["zoo"] == {"recipe": "nano", "hash": zoo.recipe.hash} and card["training"]["steps"] == 6
+    assert str(straight.parent) not in json.dumps(card)  # no path of this machine
+    steps = [json.loads(line) for line in (straight / "log.jsonl").read_text().splitlines()]
+    assert [s["step"] for s in steps if "eval_loss" in s] == [2, 4, 6]
+
+
+def test_an_oracle_is_not_overwritten(config, straight):
+    before = (straight / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="already holds"):
+        train(config)
+    assert (straight / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(("family", "injection"), [("gpt2", "residual"), ("llama", "prefix")])
+def test_a_pretrained_backbone_is_trained_saved_and_loaded(config, backbones, targets, zoo, codec, tmp_path, family, injection):
+    wanted = replace(config, backbone=backbones[family], injection=injection, steps=2, out=str(tmp_path / "oracle"))
+    start = new_oracle(wanted, zoo, codec)
+    theirs = load_file(Path(backbones[family]) / "model.safetensors")
+    block = next(name for name in theirs if "1." in name and "mlp" in name and name.endswith("weight"))
+    assert torch.equal(dict(start.backbone.named_parameters())[block], theirs[block])
+
+    oracle = Oracle.from_pretrained(train(wanted))
+    weights = oracle.model.state_dict()
+    assert not torch.equal(weights[f"backbone.{block}"], theirs[block])
+    again = tmp_path / "again"
+    oracle.save_pretrained(again)
+    copy = Oracle.from_pretrained(again)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in copy.model.state_dict().items())
+    for target in targets[:2]:
+        assert copy.ask(target, "does order matter?") == oracle.ask(target, "does order matter?")
+        assert copy.reading(target) == oracle.reading(target)
+
+
+def test_words_of_a_backbone_with_a_tokenizer_keep_their_meaning(config, backbones, zoo, codec, tmp_path):
+    import shutil
+
+    from weight_oracle.oracle.tokenizer import make_tokenizer
+
+    folder = tmp_path / "speaks"
+    shutil.copytree(backbones["gpt2"], folder)
+    make_tokenizer(tuple(reversed(codec.words))).save_pretrained(folder)  # the same words with other ids
+    model = new_oracle(replace(config, backbone=str(folder)), zoo, codec)
+    theirs = load_file(folder / "model.safetensors")["transformer.wte.weight"]
+    ours = model.backbone.get_input_embeddings().weight
+    for word in ("if", "has", ">=", "a", "p", "before"):
+        assert torch.equal(ours[codec.ids[word]], theirs[len(codec.words) - 1 - codec.ids[word]])
+    assert torch.equal(ours, model.backbone.get_output_embeddings().weight)
+
+
+def test_backbones_that_cannot_be_used(config, backbones, tmp_path):
+    from transformers import AutoModelForCausalLM, GPT2Config
+
+    small = GPT2Config(vocab_size=40, n_embd=8, n_layer=1, n_head=1, n_positions=64)
+    AutoModelForCausalLM.from_config(small).save_pretrained(tmp_path / "short")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "no weights").mkdir()
+    (tmp_path / "no weights" / "config.json").write_text((Path(backbones["gpt2"]) / "config.json").read_text())
+    says = {"short": "64 positions", "empty": "no Hugging Face language model", "no weights": "no Hugging Face language model"}
+    for name, what in says.items():
+        with pytest.raises(UserError, match=what):
+            train(replace(config, backbone=str(tmp_path / name), out=str(tmp_path / f"{name} oracle")))
+        assert not (tmp_path / f"{name} oracle" / "oracle.json").exists()
