@@ -110,7 +110,7 @@ class PlainGPT2(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         parts = self.transformer
-        x = parts["wte"](ids) + parts["wpe"].weight[: ids.shape[1]]
+        x = parts["wte"](ids) + parts["wpe"](torch.arange(ids.shape[1]))
         for block in parts["h"].children():
             x = block(x)
         return self.lm_head(parts["ln_f"](x[:, -1]))
@@ -177,7 +177,8 @@ def transformers_model(shape: Shape) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     sizes: dict[str, Any] = {"vocab_size": shape.vocabulary, "n_positions": shape.positions, "n_embd": shape.width}
-    sizes |= {"n_layer": shape.depth, "n_head": shape.heads, "n_inner": shape.neurons, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    sizes |= {"n_layer": shape.depth, "n_head": shape.heads, "n_inner": shape.neurons}
+    sizes |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     return GPT2LMHeadModel(GPT2Config(**sizes, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None))
 
 
@@ -282,7 +283,7 @@ def show(result: dict) -> None:
 def main(config: Config) -> None:
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core, whatever a library decides
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # one core, whatever a library decides
     result = benchmark(config)
     if config.json:
         print(json.dumps(result, indent=1))

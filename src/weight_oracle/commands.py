@@ -155,8 +155,9 @@ def train(config: "cli.Train") -> Output:
     from weight_oracle.zoo.store import open_zoo
 
     given: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(TrainConfig) if hasattr(config, f.name)}
+    given["seed"] = config.seed or 0
     with progress_bar("training", "step") as update:
-        out = train_oracle(TrainConfig(**given | {"seed": config.seed or 0}), update)
+        out = train_oracle(TrainConfig(**given), update)
     oracle = _oracle(str(out))
     with stages() as progress:
         oracle.card["calibration"] = calibrate(oracle.model, oracle.codec, open_zoo(config.zoo), seed=config.seed or 0, progress=progress)

@@ -194,9 +194,9 @@ def _compare(console: Console, charts: dict[str, FlowChart], drawn: dict[str, di
     for title, key in (("the true chart", "truth"), ("the chart read", "read"), ("control: read from another network", "control")):
         table.add_row(title, percent(drawn[key]["agreement"]), percent(drawn[key]["follows"]))
     console.print(table)
-    right = drawn["read"]["agreement"] >= 0.99
-    verdict = "The oracle read the network right." if right else "The oracle did NOT read the network right."
-    console.print(f"\n{verdict}\n", style="bold green" if right else "bold red")
+    right, share = drawn["read"]["agreement"] >= 0.99, percent(drawn["read"]["agreement"])
+    verdict = "The oracle read the network right" if right else "The oracle did NOT read the network right"
+    console.print(f"\n{verdict}: its chart gives the true answer on {share} of all inputs.\n", style="bold green" if right else "bold red")
 
 
 def _step(console: Console, number: int, title: str) -> None:

@@ -54,5 +54,7 @@ def test_calibrate(oracle, codec, zoo):
     for kind in ("chart", "answer", "symbols", "possible", "example", "contains"):
         assert set(result[kind]) == {"intercept", "slope"}
         assert 0 < apply_calibration(result, kind, 0.1) <= apply_calibration(result, kind, 0.9) < 1
+    everyone = calibrate(oracle, codec, zoo, None, n=None)["targets"]
+    assert everyone == sum(row["learned"] for row in zoo.truths)
     with pytest.raises(UserError, match="no target of the elsewhere split"):
         calibrate(oracle, codec, zoo, "elsewhere")

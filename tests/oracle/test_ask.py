@@ -59,8 +59,8 @@ def test_a_folder_and_a_target_get_the_same_answers(oracle, targets, tmp_path):
 
 
 def test_answers_come_in_the_names_of_the_target(oracle, targets):
-    own = Names(("x1", "x2", "x3", "x4"), ("red", "green", "blue"))
-    for target in targets[:4]:
+    own = OWN
+    for target in targets[:2]:
         renamed = replace(target, names=own)
         for question in QUESTIONS[:-1]:
             plain, named = oracle.ask(target, question), oracle.ask(renamed, in_own_names(question))
@@ -78,7 +78,9 @@ def test_questions_are_understood_as_a_person_types_them(oracle, targets):
     assert oracle.ask(asked, "What does it answer on A B C?").kind == "answer"
 
 
-@pytest.mark.parametrize("question", ["what is the capital of France?", "how many layers does it have?", "", "what does it answer on a b c d a b c d?"])
+@pytest.mark.parametrize(
+    "question", ["what is the capital of France?", "how many layers does it have?", "", "what does it answer on a b c d a b c d?"]
+)
 def test_a_question_that_cannot_be_asked_is_refused_with_2(oracle, targets, question):
     with pytest.raises(UserError, match="weight-oracle questions") as error:
         oracle.ask(targets[0], question)

@@ -9,7 +9,13 @@ from weight_oracle.oracle.tokenizer import EOS
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import phrasing
 
-QUESTIONS = [phrasing("chart", 0), phrasing("order", 0), phrasing("answer", 1, "a b c"), phrasing("possible", 2, "p"), phrasing("symbols", 1)]
+QUESTIONS = [
+    phrasing("chart", 0),
+    phrasing("order", 0),
+    phrasing("answer", 1, "a b c"),
+    phrasing("possible", 2, "p"),
+    phrasing("symbols", 1),
+]
 WAYS = [("prefix", None), ("residual", None), ("prefix", "gpt2"), ("residual", "gpt2"), ("residual", "llama")]
 
 

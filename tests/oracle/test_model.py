@@ -64,7 +64,7 @@ def test_a_blind_question_knows_nothing_of_the_weights(case):
     first = model(**batch | {"blind": blind}).logits
     second = model(**batch | {"blind": blind, "atoms": other}).logits
     shown = batch["segment"] >= 0
-    assert torch.equal(first[blind & True][shown[blind]], second[blind][shown[blind]])
+    assert torch.equal(first[blind][shown[blind]], second[blind][shown[blind]])
     for row in (1, 3):
         assert (first[row] - second[row])[shown[row]].abs().max() > 0.01 * first.std()
 
@@ -76,11 +76,9 @@ def test_residual_injection_follows_the_rule_at_the_output_of_block_1(make_model
     batch = collated(model, codec, population(model), 1)
     v = model.weight_tokens(batch["atoms"], batch["names"])
     T, seen = v.shape[1], {}
-    decoder = model.backbone.get_decoder()
-    after = model.blocks()[2] if len(model.blocks()) > 2 else decoder.norm
     handles = [
         model.blocks()[1].register_forward_hook(lambda _m, _a, out: seen.update(own=out[0] if isinstance(out, tuple) else out)),
-        after.register_forward_pre_hook(lambda _m, args: seen.update(given=args[0])),
+        model.blocks()[2].register_forward_pre_hook(lambda _m, args: seen.update(given=args[0])),
     ]
     logits = model(**batch).logits
     for handle in handles:
@@ -90,14 +88,11 @@ def test_residual_injection_follows_the_rule_at_the_output_of_block_1(make_model
     torch.testing.assert_close(given[:, :T], expected)
     assert torch.equal(given[:, T:], h[:, T:])
     assert (given[:, :T] - h[:, :T]).norm(dim=-1).min() > 0.1 * h[:, :T].norm(dim=-1).min() > 0  # the placeholder is not 0
-    if family is None:  # no block lies behind: nothing but the norm and the unembedding, where positions no longer meet
-        torch.testing.assert_close(model.backbone.lm_head(decoder.norm(expected))[:, 0], model.backbone.lm_head(decoder.norm(given))[:, 0])
-    else:
-        model.config.gain = 0.0
-        assert (model(**batch).logits - logits).abs().max() > 0.01 * logits.std()
+    model.config.gain = 0.0
+    assert (model(**batch).logits - logits).abs().max() > 0.01 * logits.std()
 
 
-def test_prefix_injection_leaves_the_blocks_alone(make_model, population, codec):
+def test_prefix_injection_leaves_the_blocks_alone(make_model):
     model = make_model("prefix")
     before = [len(block._forward_hooks) for block in model.blocks()]
     with model.injected(torch.zeros(1, 2, 3)):

@@ -1,6 +1,7 @@
 """Training: bit-identical after a kill, careful with what is there, and around any causal language model."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.ask import Oracle
+from weight_oracle.oracle.tokenizer import make_tokenizer
 from weight_oracle.oracle.train import TrainConfig, new_oracle, train
 
 
@@ -84,10 +86,6 @@ def test_a_pretrained_backbone_is_trained_saved_and_loaded(config, backbones, ta
 
 
 def test_words_of_a_backbone_with_a_tokenizer_keep_their_meaning(config, backbones, zoo, codec, tmp_path):
-    import shutil
-
-    from weight_oracle.oracle.tokenizer import make_tokenizer
-
     folder = tmp_path / "speaks"
     shutil.copytree(backbones["gpt2"], folder)
     make_tokenizer(tuple(reversed(codec.words))).save_pretrained(folder)  # the same words with other ids
@@ -112,3 +110,5 @@ def test_backbones_that_cannot_be_used(config, backbones, tmp_path):
         with pytest.raises(UserError, match=what):
             train(replace(config, backbone=str(tmp_path / name), out=str(tmp_path / f"{name} oracle")))
         assert not (tmp_path / f"{name} oracle" / "oracle.json").exists()
+    with pytest.raises(UserError, match="has 1 blocks"):
+        train(replace(config, backbone=str(tmp_path / "short"), injection="residual", out=str(tmp_path / "shallow")))

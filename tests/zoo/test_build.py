@@ -99,7 +99,7 @@ def test_killed_and_resumed_gives_the_same_bytes(tmp_path, whole):
     assert contents(zoo) == whole
 
 
-def wait_until(condition, seconds=60):
+def wait_until(condition, seconds=240):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

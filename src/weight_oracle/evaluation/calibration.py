@@ -63,19 +63,22 @@ def calibrate(
     oracle_model: WeightOracle,
     codec: Codec,
     zoo: Zoo,
-    split: str = "validation",
+    split: str | None = "validation",
     n: int | None = 1000,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """What `oracle.calibrate.apply_calibration` needs, from at most `n` targets of a split that have learned their chart.
 
-    For "chart" the probability is that the chart read agrees with the true one on >= 99 % of the domain, for other kinds that the answer is
-    right. Also holds the `temperature` of the chart's tokens. Raises `UserError` if there are no such targets.
+    For "chart" the probability is that the chart read agrees with the true one on >= 99 % of the domain, for other kinds that the answer
+    is right. It holds for charts as they are in that split: a small one may have few and unusual classes of them. `split` None takes all
+    targets, for a zoo with a seed of its own. Also gives the `temperature` of the chart's tokens. Raises `UserError` without such targets.
     """
-    wanted = sample_places(pick(zoo, split), n, seed)
+    splits = [split] if split else ["train", "validation", "test"]
+    wanted = sample_places(np.concatenate([pick(zoo, name) for name in splits]), n, seed)
     if not len(wanted):
-        raise UserError(f"no target of the {split} split has learned its chart", where=str(zoo.path), hint="build more targets")
+        what = f"no target of the {' or '.join(splits)} split has learned its chart"
+        raise UserError(what, where=str(zoo.path), hint="build more targets")
     subjects = encode(oracle_model, codec, zoo, wanted, progress)
     asked = draw_questions(subjects, seed)
     replies = reply(subjects, asked, progress=progress)

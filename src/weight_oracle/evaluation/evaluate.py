@@ -143,7 +143,7 @@ def _losses(training: Zoo, subjects: Subjects, asked: Sequence[Asked], seed: int
     return {
         "loss": table["chart"],
         "gap": {"nats": float(difference.sum() / tokens.sum()), "low": gap[0], "high": gap[1]},
-        "blind": gap[0] <= _BLIND * table["chart"]["none"] or gained.sum() <= 0,
+        "blind": bool(gap[0] <= _BLIND * table["chart"]["none"] or gained.sum() <= 0),
         "information_read": float(gained.sum() / chart["none"][0].sum()),
         "temperature": temperature,
         "loss_by_kind": table,

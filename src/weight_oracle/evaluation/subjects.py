@@ -10,6 +10,7 @@ from torch import Tensor
 
 from weight_oracle.errors import UserError
 from weight_oracle.evaluation.metrics import Progress
+from weight_oracle.oracle.ask import MAX_IFS
 from weight_oracle.oracle.data import load_population
 from weight_oracle.oracle.generate import Reply, generate
 from weight_oracle.oracle.grammar import ChartConstraint, Limits
@@ -43,7 +44,8 @@ class Subjects:
     @property
     def constraint(self) -> ChartConstraint:
         """The grammar of the charts that `Oracle.read` can give."""
-        return ChartConstraint(self.codec, Limits(self.domain.symbols, self.domain.answers, max_ifs=4))
+        longest = self.domain.lengths[1]
+        return ChartConstraint(self.codec, Limits(self.domain.symbols, self.domain.answers, longest, max_ifs=MAX_IFS, max_run=longest))
 
     def subset(self, chosen: np.ndarray) -> "Subjects":
         """The targets at these places among the subjects."""

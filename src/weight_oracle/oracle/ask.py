@@ -88,7 +88,9 @@ class Oracle:
             check_finite(name, tensor, folder / "model.safetensors")
         ids = read_vocabulary(folder / "tokenizer.json")
         try:
-            model = WeightOracle(WeightOracleConfig(**{k: v for k, v in config.items() if k in ("encoder", "backbone", "injection", "gain")}))
+            model = WeightOracle(
+                WeightOracleConfig(**{k: v for k, v in config.items() if k in ("encoder", "backbone", "injection", "gain")})
+            )
             missing, unexpected = model.load_state_dict(weights, strict=False)
             if sorted(ids.values()) != list(range(model.backbone.config.vocab_size)) or not set(SPECIALS) <= set(ids):
                 raise ValueError("its tokenizer and its model have different vocabularies")
@@ -112,7 +114,9 @@ class Oracle:
         longest = self.settings.lengths[1]
         return ChartConstraint(self.codec, Limits(symbols, answers, longest, max_ifs=MAX_IFS, max_run=longest))
 
-    def load(self, target: Target | str | Path, symbols: Sequence[str] | None = None, answers: Sequence[str] | None = None, lengths=None) -> Target:
+    def load(
+        self, target: Target | str | Path, symbols: Sequence[str] | None = None, answers: Sequence[str] | None = None, lengths=None
+    ) -> Target:
         """A target that this oracle can read; lengths default to those it was trained on. Raises `UserError` for one that it cannot."""
         if not isinstance(target, Target):
             target = load_target(target, symbols, answers, lengths or self.settings.lengths)
@@ -120,7 +124,8 @@ class Oracle:
         wanted = (c.symbols, c.answers, tuple(c.lengths))
         if (d.symbols, d.answers, tuple(d.lengths)) != wanted:
             what = f"has {d.symbols} symbols, {d.answers} answers and lengths {d.lengths[0]}-{d.lengths[1]}"
-            hint = f"this oracle reads {c.symbols} symbols, {c.answers} answers and lengths {c.lengths[0]}-{c.lengths[1]}: see --symbols, --answers, --lengths"
+            reads = f"{c.symbols} symbols, {c.answers} answers and lengths {c.lengths[0]}-{c.lengths[1]}"
+            hint = f"this oracle reads {reads}: see --symbols, --answers, --lengths"
             raise UserError(f"the target {what}", hint=hint)
         return target
 

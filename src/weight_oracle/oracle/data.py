@@ -67,7 +67,15 @@ class QuestionData(Dataset):
     """`length` examples over a population: each target once an epoch, the flow chart and `others` further questions about it."""
 
     def __init__(
-        self, population: Population, codec: Codec, length: int, seed: int, others: int = 2, blind: float = 0.1, rename: bool = True, held_out: bool = False
+        self,
+        population: Population,
+        codec: Codec,
+        length: int,
+        seed: int,
+        others: int = 2,
+        blind: float = 0.1,
+        rename: bool = True,
+        held_out: bool = False,
     ):
         self.population, self.codec, self.length, self.seed = population, codec, length, seed
         self.others, self.blind, self.rename, self.held_out = others, blind, rename, held_out

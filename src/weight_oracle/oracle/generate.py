@@ -72,4 +72,3 @@ def generate(
     ended = (said == eos).cumsum(1) - (said == eos).long() > 0  # after the end
     total = chosen.masked_fill(ended, 0).sum(1)
     return [Reply(codec.decode(row), float(p)) for row, p in zip(said.tolist(), total.exp(), strict=True)]
-

@@ -1,8 +1,8 @@
 """The oracle: a weight encoder in front of any causal language model.
 
 Weight tokens enter as a prefix of input embeddings ("prefix"), or at the output of decoder block 1 on placeholder positions by the rule of
-Activation Oracles (arXiv 2512.15674): h' = h + g |h| v / |v| ("residual"). Several questions about one target share its weight tokens in
-one packed sequence: each question sees the weight tokens and itself.
+Activation Oracles (arXiv 2512.15674): h' = h + g |h| v / |v| ("residual"; needs a third block, whose attention moves them on). Several
+questions about one target share its weight tokens in one packed sequence: each question sees the weight tokens and itself.
 """
 
 from dataclasses import asdict
@@ -26,11 +26,13 @@ PLACEHOLDER = SPECIALS.index(UNKNOWN)  # not the padding, whose embedding may be
 
 
 class WeightOracleConfig(PretrainedConfig):
-    """`encoder`: fields of EncoderConfig; `backbone`: a causal LM's config; `injection`: "prefix" or "residual"; `gain`: g of the latter."""
+    """`encoder`: fields of EncoderConfig; `backbone`: a causal LM's config; `injection`: "prefix" or "residual"; `gain`: its g."""
 
     model_type = "weight_oracle"
 
-    def __init__(self, encoder: dict | None = None, backbone: dict | None = None, injection: str = "prefix", gain: float = 1.0, **kwargs: Any):
+    def __init__(
+        self, encoder: dict | None = None, backbone: dict | None = None, injection: str = "prefix", gain: float = 1.0, **kwargs: Any
+    ):
         self.encoder = encoder or {}
         self.backbone = backbone or {}
         self.injection = injection
@@ -136,8 +138,7 @@ class _Injection:
 
     def __enter__(self) -> None:
         if self.oracle.config.injection == "residual":
-            blocks = self.oracle.blocks()
-            self.handle = blocks[min(1, len(blocks) - 1)].register_forward_hook(self._add)
+            self.handle = self.oracle.blocks()[1].register_forward_hook(self._add)
 
     def __exit__(self, *_: object) -> None:
         if self.handle is not None:

@@ -34,6 +34,7 @@ from weight_oracle.zoo.store import Zoo, open_zoo
 # name -> encoder width, channels, rounds; language model width, layers
 SIZES = {"tiny": (64, 24, 1, 96, 2), "small": (96, 32, 1, 128, 2), "base": (192, 48, 2, 256, 4)}
 
+LEAST_BLOCKS = 3  # for the "residual" injection: attention must follow the output of block 1, or nothing sees the weight tokens
 TEXT = 128  # positions for a question and its answer
 
 
@@ -77,12 +78,16 @@ class _Report(TrainerCallback):
             self.progress(state.global_step, state.max_steps, logs or {})
 
 
-def small_llama(size: str, vocabulary: int) -> LlamaConfig:
+def small_llama(config: TrainConfig, vocabulary: int) -> LlamaConfig:
     """The language model of an oracle that is trained from scratch."""
-    width, layers = SIZES[size][3:]
+    width, layers = SIZES[config.size][3:]
+    if config.injection == "residual":
+        layers = max(layers, LEAST_BLOCKS)
     heads = width // 32
     shape = {"hidden_size": width, "intermediate_size": width * 8 // 3 // 8 * 8, "num_hidden_layers": layers, "num_attention_heads": heads}
-    return LlamaConfig(vocab_size=vocabulary, num_key_value_heads=heads, max_position_embeddings=512, tie_word_embeddings=True, pad_token_id=0, **shape)
+    return LlamaConfig(
+        vocab_size=vocabulary, num_key_value_heads=heads, max_position_embeddings=512, tie_word_embeddings=True, pad_token_id=0, **shape
+    )
 
 
 def pretrained(name: str, codec: Codec) -> PreTrainedModel:
@@ -128,10 +133,13 @@ def new_oracle(config: TrainConfig, zoo: Zoo, codec: Codec) -> WeightOracle:
     """An untrained oracle, around a small Llama or a pretrained backbone."""
     set_seed(config.seed)
     backbone = pretrained(config.backbone, codec) if config.backbone else None
-    settings = small_llama(config.size, len(codec.words)) if backbone is None else backbone.config
+    settings = small_llama(config, len(codec.words)) if backbone is None else backbone.config
     model = WeightOracle(new_config(encoder_config(config, zoo), settings, config.injection, config.gain))
     if backbone is not None:
         model.backbone = backbone
+    if config.injection == "residual" and len(model.blocks()) < LEAST_BLOCKS:
+        what = f"has {len(model.blocks())} blocks; no text would see what enters at the output of the second"
+        raise UserError(what, where=str(config.backbone), hint="use --injection prefix")
     return model
 
 
@@ -147,7 +155,9 @@ def _check_room(model: WeightOracle, population: Population, names: Tensor, wher
     tokens = model.eval().weight_tokens(population.take([0]), names).shape[1]
     room = getattr(model.backbone.config, "max_position_embeddings", None)
     if room and room < tokens + TEXT:
-        raise UserError(f"takes {room} positions; {tokens} weight tokens and the text need {tokens + TEXT}", where=where, hint="choose another")
+        raise UserError(
+            f"takes {room} positions; {tokens} weight tokens and the text need {tokens + TEXT}", where=where, hint="choose another"
+        )
 
 
 def train(config: TrainConfig, progress: Callable[[int, int, dict], None] | None = None, device: str | None = None) -> Path:
@@ -206,7 +216,10 @@ def train(config: TrainConfig, progress: Callable[[int, int, dict], None] | None
     trainer.collators = collate
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last if config.resume else None)
-    card = {"training": asdict(replace(config, zoo=zoo.recipe.name, out="", resume=False)), "zoo": {"recipe": zoo.recipe.name, "hash": zoo.recipe.hash}}
+    card = {
+        "training": asdict(replace(config, zoo=zoo.recipe.name, out="", resume=False)),
+        "zoo": {"recipe": zoo.recipe.name, "hash": zoo.recipe.hash},
+    }
     card["training_targets"] = len(population)
     Oracle(model, codec, card).save_pretrained(out)
     return out

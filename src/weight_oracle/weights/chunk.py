@@ -21,6 +21,8 @@ class ChunkEncoder(WeightEncoder):
     """
 
     momentum = 0.01
+    mean: Tensor
+    square: Tensor
 
     def __init__(self, config: EncoderConfig, d_lm: int):
         super().__init__()
