@@ -36,7 +36,7 @@ class Schedule:
         """Learning rate of a step as a share of the peak."""
         rise = self.warmup * self.steps
         if step < rise:
-            return (step + 1) / rise
+            return min(1.0, (step + 1) / rise)
         return 0.5 * (1 + float(np.cos(np.pi * (step - rise) / (self.steps - rise))))
 
 
@@ -89,7 +89,8 @@ def _adamw(
 def _steps(compiled: bool) -> tuple[Callable, Callable]:
     if not compiled:
         return _loss, _adamw
-    return torch.compile(_loss, dynamic=False), torch.compile(_adamw, dynamic=False)
+    limit = 512  # one variant for each shape and dropout: past the default of 8, torch would silently fall back to eager mode
+    return torch.compile(_loss, dynamic=False, recompile_limit=limit), torch.compile(_adamw, dynamic=False, recompile_limit=limit)
 
 
 def _masks(

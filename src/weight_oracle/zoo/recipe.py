@@ -35,7 +35,7 @@ class Recipe:
     widths: tuple[int, ...] = (16,)
     depths: tuple[int, ...] = (1,)
     heads: tuple[int, ...] = (2,)
-    positions: tuple[int, ...] = (8, 10, 16)  # n_positions; rows past the longest input stay as initialised
+    positions: tuple[int, ...] = (8, 10, 16)  # n_positions; no input reaches the rows past the longest one
     inits: tuple[str, ...] = INITS
     activations: tuple[str, ...] = ACTIVATIONS
     tied: tuple[bool, ...] = (True, False)
