@@ -5,6 +5,8 @@ read (backward, B). An atom sees the stream only through inner products, so rota
 changes nothing; and targets of different widths look alike. Vocabulary rows are atoms too, and give the weight tokens their names.
 """
 
+from typing import Any, cast
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 from weight_oracle.weights.encoder import Batch, EncoderConfig, WeightEncoder
 from weight_oracle.weights.fold import concatenate, fold
 from weight_oracle.weights.stack import Stack
+
+_PER_LAYER = ("qk", "qk_bias", "ov", "attn_bias", "read", "read_bias", "write", "mlp_bias", "has_head", "has_neuron")
 
 
 def _mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:
@@ -30,11 +34,15 @@ def _unit(x: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 class _Block(nn.Module):
-    """One pass over one block of a target; all blocks of all targets share its parameters."""
+    """One pass over one block of a target, there and back; all blocks of all targets share its parameters.
+
+    An *edge* is one head at one vocabulary row, a *cell* one neuron. Both keep a state [B, H, R, w] or [B, n, w] between passes.
+    """
 
     def __init__(self, width: int, k: int, lengths: int):
         super().__init__()
-        self.edge = _mlp(width + 2 * k + lengths + 1, width, width)  # one head at one vocabulary row
+        self.width = width
+        self.edge = _mlp(width + 2 * k + lengths + 1, width, width)
         self.edge_message, self.edge_gate = nn.Linear(width, k), nn.Linear(width, k)
         self.bias_message = nn.Parameter(torch.randn(2, k) * 0.1)
         self.neuron = _mlp(width + k + 4, width, width)
@@ -43,6 +51,42 @@ class _Block(nn.Module):
         self.edge_back_gate = nn.Linear(width, k)
         self.neuron_back = _mlp(width + k, width, width)
         self.neuron_back_message = nn.Linear(width, k)
+
+    def ahead(self, piece: Batch, row: Tensor, queries: Tensor, stream: Tensor, edge: Tensor | None, cell: Tensor | None):
+        """Heads, then neurons, read the stream [B, d, k] and write their messages to it. `queries` [B, lengths, d]: see `forward`."""
+        rows, qk, here = piece["rows"][:, None], piece["qk"], piece["has_head"][..., None, None]
+        key = rows @ qk.transpose(2, 3)  # [B, H, R, d]: what a query must hold to look at this row
+        score = torch.cat([key @ queries.transpose(1, 2)[:, None], rows @ piece["qk_bias"][..., None]], -1)
+        around = torch.cat([key @ stream[:, None], rows @ qk @ stream[:, None]], -1)
+        around = _unit(around, here[..., 0].expand(-1, -1, rows.shape[2]))
+        state = row[:, None].expand(-1, qk.shape[1], -1, -1)
+        state = state if edge is None else state + edge
+        found = self.edge(torch.cat([state, score.clamp(-30, 30) / 4, around], -1)) * here
+        edge = found if edge is None else edge + found
+        carried = rows.transpose(2, 3) @ self.edge_message(edge) + stream[:, None] * self.edge_gate(edge.mean(2, keepdim=True))
+        stream = stream + (piece["ov"].transpose(2, 3) @ carried * here).sum(1)
+        stream = stream + piece["attn_bias"][..., None] * self.bias_message[0]
+
+        present = piece["has_neuron"]
+        seen = _unit(piece["read"] @ stream, present)
+        relu = piece["relu"][:, None].expand_as(present)
+        size = torch.stack([piece["read"].norm(dim=-1), piece["read_bias"], piece["write"].norm(dim=-1), relu], -1)
+        before = seen.new_zeros(*present.shape, self.width) if cell is None else cell
+        found = self.neuron(torch.cat([before, seen, size], -1)) * present[..., None]
+        cell = found if cell is None else cell + found
+        stream = stream + piece["write"].transpose(1, 2) @ (self.neuron_message(cell) * present[..., None])
+        return stream + piece["mlp_bias"][..., None] * self.bias_message[1], edge, cell
+
+    def behind(self, piece: Batch, back: Tensor, edge: Tensor, cell: Tensor):
+        """The same in reverse: what is written here is seen by what reads later, and passes on what it read."""
+        rows, here, present = piece["rows"][:, None], piece["has_head"][..., None, None], piece["has_neuron"]
+        seen = _unit(piece["write"] @ back, present)
+        cell = cell + self.neuron_back(torch.cat([cell, seen], -1)) * present[..., None]
+        back = back + piece["read"].transpose(1, 2) @ (self.neuron_back_message(cell) * present[..., None])
+        value = piece["ov"] @ back[:, None]  # [B, H, d, k]
+        moved = _unit(rows @ value, here[..., 0].expand(-1, -1, rows.shape[2]))
+        edge = edge + self.edge_back(torch.cat([edge, moved], -1)) * here
+        return back + (value * self.edge_back_gate(edge.mean(2, keepdim=True)) * here).sum(1), edge, cell
 
 
 class AtomsEncoder(WeightEncoder):
@@ -85,64 +129,35 @@ class AtomsEncoder(WeightEncoder):
         return batch | {"rows": rows, "readouts": batch["readouts"][pick, answers], "logit_bias": batch["logit_bias"][pick, answers]}
 
     def forward(self, batch: Batch) -> Float[Tensor, "B T d_lm"]:
-        c = self.config
-        rows, S, P = batch["rows"], c.symbols, c.positions
-        B, _, d = rows.shape
+        c, rows = self.config, batch["rows"]
+        B, S, layers = len(rows), c.symbols, batch["has_head"].shape[1]
         special = rows[:, S:]
-        gram = rows @ special.transpose(1, 2)
-        row = self.row_name + self.row_in(gram / (special.square().sum(-1).mean(1)[:, None, None] + 1e-12))
+        row = self.row_name + self.row_in(rows @ special.transpose(1, 2) / (special.square().sum(-1).mean(1)[:, None, None] + 1e-12))
         answer = self.answer_name.expand(B, -1, -1)
         # What the answering position holds, for each length of the input: its query at block 0 is known exactly, up to the norm's scale.
-        last = rows[:, S + 1, None] + special[:, 2 + c.lengths[0] + 1 : 2 + P]  # [B, n_lengths, d]
-        heads, neurons = batch["has_head"], batch["has_neuron"]
-        layers = heads.shape[1]
-        edges: list[Tensor] = [row.new_zeros(())] * layers
-        cells: list[Tensor] = [row.new_zeros(())] * layers
-        relu = batch["relu"][:, None, None].expand(-1, neurons.shape[2], -1)
-        for turn, block in enumerate(self.block):
+        queries = rows[:, S + 1, None] + special[:, 2 + c.lengths[0] + 1 : 2 + c.positions]
+        whole = {name: batch[name] for name in ("rows", "relu")}
+        pieces = [whole | {name: x[:, i] for name, x in batch.items() if name in _PER_LAYER} for i in range(layers)]
+        edges: list[Any] = [None] * layers
+        cells: list[Any] = [None] * layers
+        for turn, module in enumerate(self.block):
+            block = cast(_Block, module)
             stream = rows.transpose(1, 2) @ self.row_message[turn](row)  # [B, d, k]
             for i in range(layers):
-                qk, ov = batch["qk"][:, i], batch["ov"][:, i]
-                here = heads[:, i, :, None, None]
-                key = rows[:, None] @ qk.transpose(2, 3)  # [B, H, R, d]: what a query must hold to look at this row
-                score = torch.cat([key @ last.transpose(1, 2)[:, None], (rows[:, None] @ batch["qk_bias"][:, i, ..., None])], -1)
-                around = _unit(torch.cat([key @ stream[:, None], rows[:, None] @ qk @ stream[:, None]], -1), here[..., 0].expand(-1, -1, rows.shape[1]))
-                edge = block.edge(torch.cat([self._rows(row, edges[i], here.shape[1]), score.clamp(-30, 30) / 4, around], -1)) * here
-                edges[i] = edge if turn == 0 else edges[i] + edge
-                carried = (rows.transpose(1, 2)[:, None] @ block.edge_message(edges[i])) + stream[:, None] * block.edge_gate(edges[i].mean(2, keepdim=True))
-                stream = stream + (ov.transpose(2, 3) @ carried * here).sum(1)
-                stream = stream + batch["attn_bias"][:, i, :, None] * block.bias_message[0]
-                seen = _unit(batch["read"][:, i] @ stream, neurons[:, i])
-                size = torch.stack([batch["read"][:, i].norm(dim=-1), batch["read_bias"][:, i], batch["write"][:, i].norm(dim=-1)], -1)
-                cell = block.neuron(torch.cat([cells[i] if turn else seen.new_zeros(*seen.shape[:2], c.width), seen, size, relu], -1)) * neurons[:, i, :, None]
-                cells[i] = cell if turn == 0 else cells[i] + cell
-                stream = stream + batch["write"][:, i].transpose(1, 2) @ (block.neuron_message(cells[i]) * neurons[:, i, :, None])
-                stream = stream + batch["mlp_bias"][:, i, :, None] * block.bias_message[1]
-            answer = answer + self.answer_in[turn](torch.cat([answer, _unit(batch["readouts"] @ stream), batch["logit_bias"][..., None]], -1))
-
+                stream, edges[i], cells[i] = block.ahead(pieces[i], row, queries, stream, edges[i], cells[i])
+            seen = _unit(batch["readouts"] @ stream)
+            answer = answer + self.answer_in[turn](torch.cat([answer, seen, batch["logit_bias"][..., None]], -1))
             back = batch["readouts"].transpose(1, 2) @ self.answer_message[turn](answer)
-            gathered = torch.zeros_like(row)
             for i in reversed(range(layers)):
-                here = heads[:, i, :, None, None]
-                seen = _unit(batch["write"][:, i] @ back, neurons[:, i])
-                cells[i] = cells[i] + block.neuron_back(torch.cat([cells[i], seen], -1)) * neurons[:, i, :, None]
-                back = back + batch["read"][:, i].transpose(1, 2) @ (block.neuron_back_message(cells[i]) * neurons[:, i, :, None])
-                value = batch["ov"][:, i] @ back[:, None]  # [B, H, d, k]
-                moved = _unit(rows[:, None] @ value, here[..., 0].expand(-1, -1, rows.shape[1]))
-                edges[i] = edges[i] + block.edge_back(torch.cat([edges[i], moved], -1)) * here
-                gathered = gathered + edges[i].sum(1)
-                back = back + (value * block.edge_back_gate(edges[i].mean(2, keepdim=True)) * here).sum(1)
+                back, edges[i], cells[i] = block.behind(pieces[i], back, edges[i], cells[i])
+            gathered = torch.stack([edge.sum(1) for edge in edges]).sum(0)
             row = row + self.row_back[turn](torch.cat([row, gathered, _unit(rows @ back)], -1))
 
         x = torch.cat([row[:, :S], answer, self.latent.expand(B, -1, -1)], 1)
-        head = torch.stack([e.mean(2) for e in edges], 1).flatten(1, 2) + self.kind[0]
+        head = torch.stack([edge.mean(2) for edge in edges], 1).flatten(1, 2) + self.kind[0]
         memory = torch.cat([row[:, S:], head, torch.stack(cells, 1).flatten(1, 2) + self.kind[1]], 1)
-        absent = torch.cat([heads.new_ones(B, self.n_rows - S), heads.flatten(1), neurons.flatten(1)], 1) == 0
+        rest = rows.new_ones(B, self.n_rows - S)
+        absent = torch.cat([rest, batch["has_head"].flatten(1), batch["has_neuron"].flatten(1)], 1) == 0
         for layer in self.layers:
             x = layer(x, memory, memory_key_padding_mask=absent if bool(absent.any()) else None)
         return self.out(self.norm(x))
-
-    def _rows(self, row: Tensor, edge: Tensor, heads: int) -> Tensor:
-        """State of each (head, row) pair: the row's, and from the second turn on what was found for the pair."""
-        state = row[:, None].expand(-1, heads, -1, -1)
-        return state + edge if edge.ndim else state
