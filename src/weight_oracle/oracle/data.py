@@ -93,10 +93,11 @@ class QuestionData(Dataset):
         S, A = known.domain.symbols, known.domain.answers
         symbols = rng.permutation(S) if self.rename else np.arange(S)
         answers = rng.permutation(A) if self.rename else np.arange(A)
-        questions = [make_question("chart", known, rng, symbols, answers, held_out=self.held_out)]
+        slots = symbols.tolist(), answers.tolist()
+        questions = [make_question("chart", known, rng, *slots, held_out=self.held_out)]
         while len(questions) < 1 + self.others:
             kind = self.kinds[rng.integers(len(self.kinds))]
-            question = make_question(kind, known, rng, symbols, answers, held_out=self.held_out, balance=self.balance)
+            question = make_question(kind, known, rng, *slots, held_out=self.held_out, balance=self.balance)
             if question is not None:
                 questions.append(question)
         ids, labels, segment, place = [], [], [], []

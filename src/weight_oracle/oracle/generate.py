@@ -46,12 +46,10 @@ def generate(
     seen = torch.cat([torch.full((B, T), int(not blind), device=device), (place >= 0).long()], 1)
     places = torch.cat([torch.arange(T, device=device).expand(B, T), T + place.clamp(min=0)], 1)
     embeds = torch.cat([model.prefix(tokens), model.backbone.get_input_embeddings()(ids).to(tokens.dtype)], 1)
-    allowed = None
-    if constraint is not None:
 
-        def allowed(_row: int, generated: Tensor) -> list[int]:
-            words = generated.tolist()
-            return [pad] if eos in words else constraint.allowed_tokens(words)
+    def allowed(_row: int, generated: Tensor) -> list[int]:
+        words = generated.tolist()
+        return [pad] if eos in words or constraint is None else constraint.allowed_tokens(words)
 
     with model.injected(tokens):
         out = model.backbone.generate(
@@ -62,7 +60,7 @@ def generate(
             do_sample=False,
             eos_token_id=eos,
             pad_token_id=pad,
-            prefix_allowed_tokens_fn=allowed,
+            prefix_allowed_tokens_fn=None if constraint is None else allowed,
             return_dict_in_generate=True,
             output_logits=True,
         )

@@ -41,7 +41,8 @@ class WeightOracleConfig(PretrainedConfig):
 
     @property
     def encoder_config(self) -> EncoderConfig:
-        return EncoderConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in self.encoder.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in self.encoder.items()}
+        return EncoderConfig(**fields)
 
 
 def new_config(encoder: EncoderConfig, backbone: PretrainedConfig, injection: str = "prefix", gain: float = 1.0) -> WeightOracleConfig:

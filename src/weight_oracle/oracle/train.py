@@ -84,9 +84,16 @@ def small_llama(config: TrainConfig, vocabulary: int) -> LlamaConfig:
     if config.injection == "residual":
         layers = max(layers, LEAST_BLOCKS)
     heads = width // 32
-    shape = {"hidden_size": width, "intermediate_size": width * 8 // 3 // 8 * 8, "num_hidden_layers": layers, "num_attention_heads": heads}
     return LlamaConfig(
-        vocab_size=vocabulary, num_key_value_heads=heads, max_position_embeddings=512, tie_word_embeddings=True, pad_token_id=0, **shape
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=width * 8 // 3 // 8 * 8,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=0,
     )
 
 
@@ -97,10 +104,11 @@ def pretrained(name: str, codec: Codec) -> PreTrainedModel:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         hint = "give a folder with a config.json and weights, or a model's name"
         raise UserError("is no Hugging Face language model that can be loaded", where=name, hint=hint) from error
-    tables = [backbone.get_input_embeddings(), backbone.get_output_embeddings()]
+    tables: list[Any] = [backbone.get_input_embeddings(), backbone.get_output_embeddings()]
     words = [own_words(table.weight.detach(), name, codec) for table in tables]
     backbone.resize_token_embeddings(len(codec.words), mean_resizing=False)
-    for table, rows in zip((backbone.get_input_embeddings(), backbone.get_output_embeddings()), words, strict=True):
+    tables = [backbone.get_input_embeddings(), backbone.get_output_embeddings()]
+    for table, rows in zip(tables, words, strict=True):
         table.weight.data.copy_(rows)
     ids = {f"{role}_token_id": codec.ids[token] for role, token in (("pad", PAD), ("bos", BOS), ("eos", EOS))}
     backbone.config.update(ids)

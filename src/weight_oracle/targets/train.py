@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -90,7 +90,8 @@ def _steps(compiled: bool) -> tuple[Callable, Callable]:
     if not compiled:
         return _loss, _adamw
     limit = 512  # one variant for each shape and dropout: past the default of 8, torch would silently fall back to eager mode
-    return torch.compile(_loss, dynamic=False, recompile_limit=limit), torch.compile(_adamw, dynamic=False, recompile_limit=limit)
+    build: Callable[..., Callable] = partial(torch.compile, dynamic=False, recompile_limit=limit)
+    return build(_loss), build(_adamw)
 
 
 def _masks(

@@ -62,8 +62,8 @@ class _Block(nn.Module):
         state = row[:, None].expand(-1, qk.shape[1], -1, -1)
         state = state if edge is None else state + edge
         found = self.edge(torch.cat([state, score.clamp(-30, 30) / 4, around], -1)) * here
-        edge = found if edge is None else edge + found
-        carried = rows.transpose(2, 3) @ self.edge_message(edge) + stream[:, None] * self.edge_gate(edge.mean(2, keepdim=True))
+        now: Tensor = found if edge is None else edge + found
+        carried = rows.transpose(2, 3) @ self.edge_message(now) + stream[:, None] * self.edge_gate(now.mean(2, keepdim=True))
         stream = stream + (piece["ov"].transpose(2, 3) @ carried * here).sum(1)
         stream = stream + piece["attn_bias"][..., None] * self.bias_message[0]
 
@@ -75,7 +75,7 @@ class _Block(nn.Module):
         found = self.neuron(torch.cat([before, seen, size], -1)) * present[..., None]
         cell = found if cell is None else cell + found
         stream = stream + piece["write"].transpose(1, 2) @ (self.neuron_message(cell) * present[..., None])
-        return stream + piece["mlp_bias"][..., None] * self.bias_message[1], edge, cell
+        return stream + piece["mlp_bias"][..., None] * self.bias_message[1], now, cell
 
     def behind(self, piece: Batch, back: Tensor, edge: Tensor, cell: Tensor):
         """The same in reverse: what is written here is seen by what reads later, and passes on what it read."""
