@@ -90,7 +90,8 @@ def _steps(compiled: bool) -> tuple[Callable, Callable]:
     if not compiled:
         return _loss, _adamw
     limit = 512  # one variant for each shape and dropout: past the default of 8, torch would silently fall back to eager mode
-    build: Callable[..., Callable] = partial(torch.compile, dynamic=False, recompile_limit=limit)
+    compiler: Callable[..., Callable] = torch.compile
+    build = partial(compiler, dynamic=False, recompile_limit=limit)
     return build(_loss), build(_adamw)
 
 

@@ -119,6 +119,18 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # where Python has no say over signals
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _worker_start() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
@@ -187,7 +199,9 @@ def _finish(recipe: Recipe, out: Path, missing: list[int], workers: int) -> Iter
         return
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _worker_start)
     try:
-        for future in as_completed([pool.submit(write_shard, recipe, out, i) for i in missing]):
+        with _deaf_to_ctrl_c():  # what a process ignores when it starts another, that one ignores from its first moment on
+            futures = [pool.submit(write_shard, recipe, out, i) for i in missing]
+        for future in as_completed(futures):
             yield future.result()
     finally:
         for process in list((pool._processes or {}).values()) if missing else []:
