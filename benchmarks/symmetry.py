@@ -25,8 +25,8 @@ from weight_oracle.errors import UserError
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.data import Collator, QuestionData, load_population, pick
 from weight_oracle.oracle.model import ENCODERS
+from weight_oracle.targets.stack import stack_targets
 from weight_oracle.targets.target import Target
-from weight_oracle.weights.stack import stack_targets
 from weight_oracle.weights.symmetry import KINDS, scramble
 from weight_oracle.zoo.store import Zoo, open_zoo
 

@@ -12,10 +12,10 @@ from weight_oracle.evaluation.baselines import features, known_targets, most_fre
 from weight_oracle.evaluation.evaluate import evaluate
 from weight_oracle.evaluation.table import table_text
 from weight_oracle.oracle.data import pick
+from weight_oracle.targets.stack import stack_targets
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.flowchart import to_text
 from weight_oracle.truth.phrasings import QUESTION_KINDS
-from weight_oracle.weights.stack import stack_targets
 from weight_oracle.weights.symmetry import scramble
 
 CHARTS = {"exact", "same_99", "same_100", "same_leaf", "follows_99", "agreement"}

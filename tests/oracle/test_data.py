@@ -9,10 +9,10 @@ import torch
 
 from weight_oracle.oracle.data import Collator, QuestionData, pick
 from weight_oracle.oracle.model import ENCODERS
+from weight_oracle.targets.stack import stack_targets
 from weight_oracle.truth.domain import default_names
 from weight_oracle.truth.interpret import run_one
 from weight_oracle.truth.parse import parse
-from weight_oracle.weights.stack import stack_targets
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from specimens import ANSWERS, LENGTHS, SYMBOLS, random_target, renamed, without_last_layers
 
+from weight_oracle.targets.stack import stack_targets
 from weight_oracle.weights.atoms import AtomsEncoder
 from weight_oracle.weights.encoder import EncoderConfig
-from weight_oracle.weights.stack import stack_targets
 from weight_oracle.weights.symmetry import scramble
 
 CONFIG = EncoderConfig(symbols=SYMBOLS, answers=ANSWERS, lengths=LENGTHS, width=32, channels=8, rounds=2, blocks=1, latents=2)

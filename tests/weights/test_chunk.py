@@ -4,9 +4,9 @@ import pytest
 import torch
 from specimens import ANSWERS, LENGTHS, SYMBOLS, random_target, renamed
 
+from weight_oracle.targets.stack import stack_targets
 from weight_oracle.weights.chunk import ChunkEncoder
 from weight_oracle.weights.encoder import EncoderConfig
-from weight_oracle.weights.stack import stack_targets
 
 CONFIG = EncoderConfig(encoding="chunk", symbols=SYMBOLS, answers=ANSWERS, lengths=LENGTHS)
 SIZE = 24

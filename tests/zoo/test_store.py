@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from weight_oracle.errors import UserError
 from weight_oracle.targets.checkpoint import load_target, save_target
 from weight_oracle.targets.gpt2 import forward
+from weight_oracle.targets.stack import stack_targets
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.interpret import run_one
 from weight_oracle.truth.sample import ChartDistribution
-from weight_oracle.weights.stack import stack_targets
 from weight_oracle.zoo.build import build_shard, build_zoo, shard_path
 from weight_oracle.zoo.recipe import Recipe
 from weight_oracle.zoo.store import open_zoo

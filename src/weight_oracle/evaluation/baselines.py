@@ -11,9 +11,9 @@ from torch import Tensor
 from weight_oracle.evaluation.metrics import Progress
 from weight_oracle.evaluation.subjects import sample_places
 from weight_oracle.oracle.data import pick
+from weight_oracle.targets.stack import Stack
 from weight_oracle.truth.flowchart import FlowChart
 from weight_oracle.weights.fold import fold
-from weight_oracle.weights.stack import Stack
 from weight_oracle.zoo.store import Zoo
 
 

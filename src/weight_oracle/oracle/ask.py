@@ -20,6 +20,7 @@ from weight_oracle.oracle.model import ENCODERS, WeightOracle, WeightOracleConfi
 from weight_oracle.oracle.tokenizer import SPECIALS, Codec, make_tokenizer
 from weight_oracle.targets.checkpoint import load_target
 from weight_oracle.targets.safe import check_finite, read_json, read_safetensors, read_vocabulary, shown
+from weight_oracle.targets.stack import stack_targets
 from weight_oracle.targets.target import Target
 from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import Names, default_names
@@ -29,7 +30,6 @@ from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import phrasing
 from weight_oracle.truth.questions import in_names
 from weight_oracle.truth.understand import understand
-from weight_oracle.weights.stack import stack_targets
 
 BUNDLED = "charts-tiny"
 FORMAT = 1  # of an oracle's folder

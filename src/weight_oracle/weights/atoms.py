@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from weight_oracle.targets.stack import Stack
 from weight_oracle.weights.encoder import Batch, EncoderConfig, WeightEncoder
 from weight_oracle.weights.fold import concatenate, fold
-from weight_oracle.weights.stack import Stack
 
 _PER_LAYER = ("qk", "qk_bias", "ov", "attn_bias", "read", "read_bias", "write", "mlp_bias", "has_head", "has_neuron")
 

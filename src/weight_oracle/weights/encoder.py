@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from weight_oracle.weights.stack import Stack
+from weight_oracle.targets.stack import Stack
 
 Batch = dict[str, Tensor]
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from weight_oracle.weights.stack import Stack
+from weight_oracle.targets.stack import Stack
 
 Atoms = dict[str, Float[Tensor, "N ..."]]
 

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from weight_oracle.errors import UserError
 from weight_oracle.targets.checkpoint import make_target
 from weight_oracle.targets.gpt2 import Shape
+from weight_oracle.targets.stack import Stack
 from weight_oracle.targets.target import Target
 from weight_oracle.truth.domain import default_names
 from weight_oracle.truth.flowchart import FlowChart
 from weight_oracle.truth.parse import parse
-from weight_oracle.weights.stack import Stack
 from weight_oracle.zoo.build import shard_path
 from weight_oracle.zoo.recipe import FORMAT, Recipe, recipe_from_dict, shard_plan
 
