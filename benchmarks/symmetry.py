@@ -67,7 +67,7 @@ def benchmark(config: Config) -> dict:
     settings, encoder = oracle.settings, ENCODERS[oracle.settings.encoding]
     people = load_population(zoo, encoder, settings, torch.tensor(wanted(zoo, config)).numpy())
     data = QuestionData(people, oracle.codec, len(people), config.seed, others=3, blind=0.0, rename=False)
-    collate = Collator(people, encoder, oracle.names, 0)
+    collate = Collator(people, oracle.names, 0)
 
     def logits(batch: dict, target: Target) -> Tensor:
         atoms = encoder.prepare(stack_targets([target]), settings)

@@ -11,7 +11,7 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 # Modules that work on whole arrays. Elsewhere the checks would take longer than the work, or stand in the way of torch.compile.
 CHECKED = ["truth.domain", "truth.interpret", "targets.target", "targets.checkpoint"]
-CHECKED += ["targets.stack", "weights.encoder", "weights.atoms", "weights.chunk", "weights.symmetry"]
+CHECKED += ["targets.stack", "weights.encoder", "weights.atoms", "weights.expected", "weights.chunk", "weights.symmetry"]
 HOOK = install_import_hook([f"weight_oracle.{name}" for name in CHECKED], "beartype.beartype")
 
 NANO = {
@@ -23,7 +23,7 @@ NANO = {
     "inits": ["wide"],
     "dropouts": [0.0],
     "lr": [0.01, 0.02],
-    "steps": 150,
+    "steps": [150],
     "batch": 32,
     "pool": 512,
     "checks": 128,

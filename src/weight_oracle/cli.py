@@ -98,9 +98,11 @@ class Train(Command):
 
     zoo: ZooPath
     out: Positional[Annotated[str, arg(metavar="OUT", help="Folder of the oracle.")]]
+    also: Annotated[tuple[str, ...], NO_HINT, arg(metavar="ZOO", help="Further zoos, whose targets are mixed in.")] = ()
     size: Annotated[Literal["tiny", "small", "base"], arg(help="Size of the encoder and of a new language model.")] = "small"
     backbone: Annotated[Text, arg(metavar="HF_MODEL", help="Start from this causal LM instead of a new small one.")] = None
-    resume: Annotated[bool, NO_HINT, arg(help="Go on from the last checkpoint.")] = False
+    resume: Annotated[bool, NO_HINT, arg(help="Go on from the last checkpoint of a run that was stopped.")] = False
+    start: Annotated[Text, arg(metavar="ORACLE", help="Go on from this trained oracle instead of a new one.")] = None
     encoding: Annotated[Literal["atoms", "chunk"], arg(help="How weights become tokens.")] = "atoms"
     injection: Annotated[Literal["prefix", "residual"], arg(help="Where the weight tokens enter.")] = "prefix"
     gain: Annotated[float, arg(help="Strength of the residual injection.")] = 1.0

@@ -160,7 +160,8 @@ def train(config: "cli.Train") -> Output:
         out = train_oracle(TrainConfig(**given), update)
     oracle = _oracle(str(out))
     with stages() as progress:
-        oracle.card["calibration"] = calibrate(oracle.model, oracle.codec, open_zoo(config.zoo), seed=config.seed or 0, progress=progress)
+        zoos = [open_zoo(path) for path in (config.zoo, *config.also)]
+        oracle.card["calibration"] = calibrate(oracle.model, oracle.codec, zoos, seed=config.seed or 0, progress=progress)
     oracle.save_pretrained(out)
     data = {"oracle": str(out), "steps": config.steps, "targets": oracle.card["training_targets"]}
     text = f"{out}: an oracle, trained for {config.steps:,} steps on {data['targets']:,} targets"

@@ -59,9 +59,9 @@ def run_demo(out: Path, oracle_path: str | None, seed: int | None, console: Cons
     seed = int(time.time()) if seed is None else seed
     with _waiting("loading the oracle"):
         oracle = Oracle.from_pretrained(oracle_path)
-        recipe = find_recipe(oracle.card["zoo"]["recipe"])
+        recipe = find_recipe(oracle.card["zoos"][0]["recipe"])
     _step(console, 1, "A network is trained on a fresh flow chart")
-    trained = _train(replace(recipe, seed=seed, shard_size=2, splits=("test",), compiled=False), console)
+    trained = _train(replace(recipe, seed=seed, shard_size=2, splits=("test",), lengthen=(1,), compiled=False), console)
     domain, names = trained.target.domain, trained.target.names
     parameters = sum(tensor.numel() for tensor in trained.target.tensors.values())
     console.print(f"Its {parameters:,} numbers follow the chart on {percent(trained.accuracy)} of hard inputs.")
@@ -114,7 +114,7 @@ def _train(recipe: Recipe, console: Console) -> Trained:
         shard, chart = next(shards)
         console.print(f"Drawn by seed {recipe.seed} from the test split: the oracle was trained on nothing that behaves like it.\n")
         console.print(Text(chart_tree(chart) + "\n"))
-        with _waiting(f"training for {recipe.steps} steps"), tempfile.TemporaryDirectory() as folder:
+        with _waiting("training"), tempfile.TemporaryDirectory() as folder:
             zoo = open_zoo(build_zoo(recipe, Path(folder), 0, shards=range(shard, shard + 1)))
             target, control = (zoo.target(2 * shard + i) for i in (0, 1))
             accuracy, learned = zoo.truths[0]["accuracy"], zoo.truths[0]["learned"]

@@ -21,7 +21,7 @@ RECIPE = Recipe(
     inits=("wide",),
     dropouts=(0.0,),
     lr=(0.01, 0.02),
-    steps=150,
+    steps=(150,),
     batch=32,
     pool=1024,
     checks=256,
@@ -44,7 +44,7 @@ def codec() -> Codec:
 
 @pytest.fixture(scope="session")
 def oracle(zoo: Zoo, codec: Codec) -> WeightOracle:
-    model = new_oracle(TrainConfig(str(zoo.path), "", "tiny"), zoo, codec)
+    model = new_oracle(TrainConfig(str(zoo.path), "", size="tiny"), [zoo], codec)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():  # large random weights, so that every weight token moves the logits
         for parameter in model.backbone.parameters():

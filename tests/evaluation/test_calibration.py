@@ -49,12 +49,12 @@ def test_certainty_is_finite():
 
 
 def test_calibrate(oracle, codec, zoo):
-    result = calibrate(oracle, codec, zoo, "train", n=24)
+    result = calibrate(oracle, codec, [zoo], "train", n=24)
     assert result == json.loads(json.dumps(result)) and result["targets"] == 24 and result["temperature"] > 0
     for kind in ("chart", "answer", "symbols", "possible", "example", "contains"):
         assert set(result[kind]) == {"intercept", "slope"}
         assert 0 < apply_calibration(result, kind, 0.1) <= apply_calibration(result, kind, 0.9) < 1
-    everyone = calibrate(oracle, codec, zoo, None, n=None)["targets"]
+    everyone = calibrate(oracle, codec, [zoo], None, n=None)["targets"]
     assert everyone == sum(row["learned"] for row in zoo.truths)
     with pytest.raises(UserError, match="no target of the elsewhere split"):
-        calibrate(oracle, codec, zoo, "elsewhere")
+        calibrate(oracle, codec, [zoo], "elsewhere")

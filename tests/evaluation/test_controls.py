@@ -37,7 +37,7 @@ def test_losses_are_those_of_training(oracle, codec, zoo, subjects, asked, blind
             segment += [number] * (len(text) + len(answer))
             place += range(len(text) + len(answer))
         examples.append(Example(i, np.arange(4), np.arange(3), ids, labels, segment, place, blind))
-    packed = oracle(**Collator(population, ENCODERS["atoms"], oracle.name_tokens(codec), 0)(examples)).loss
+    packed = oracle(**Collator(population, oracle.name_tokens(codec), 0)(examples)).loss
     ours = predict(subjects, asked, subjects.tokens, [a.subject for a in asked], blind)
     sums, counts = ours.nats(len(asked))
     assert sums.sum() / counts.sum() == pytest.approx(packed.item(), rel=1e-4)

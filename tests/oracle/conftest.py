@@ -60,8 +60,8 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def make_model(zoo: Zoo, codec: Codec, backbones: dict[str, str]) -> Callable[..., WeightOracle]:
     def make(injection: str = "prefix", encoding: str = "atoms", backbone: str | None = None, seed: int = 0) -> WeightOracle:
         folder = backbones[backbone] if backbone else None
-        config = TrainConfig(str(zoo.path), "", "tiny", folder, encoding, injection, GAIN)  # pyright: ignore[reportArgumentType]
-        model = new_oracle(config, zoo, codec)
+        config = TrainConfig(str(zoo.path), "", size="tiny", backbone=folder, encoding=encoding, injection=injection, gain=GAIN)  # pyright: ignore[reportArgumentType]
+        model = new_oracle(config, [zoo], codec)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in model.backbone.parameters():

@@ -73,7 +73,7 @@ def test_renamed_weights_are_those_of_a_target_that_follows_the_labelled_chart(z
     data = QuestionData(people, codec, 12, seed=7, others=1, blind=0.0)
     examples = [data[i] for i in range(12)]
     encoder = ENCODERS[encoding]
-    batch = Collator(people, encoder, model.name_tokens(codec), 0)(examples)
+    batch = Collator(people, model.name_tokens(codec), 0)(examples)
     inputs, names = domain.enumerate(), default_names(domain.symbols, domain.answers)
     with torch.no_grad():
         tokens = model.weight_tokens(batch["atoms"], batch["names"])

@@ -14,7 +14,7 @@ WAYS = [("prefix", "atoms", None), ("residual", "atoms", None), ("prefix", "chun
 def collated(model, codec, people, others: int, n: int = 4) -> dict:
     data = QuestionData(people, codec, n, seed=5, others=others, blind=0.0)
     encoder = ENCODERS[model.config.encoder_config.encoding]
-    return Collator(people, encoder, model.name_tokens(codec), 0)([data[i] for i in range(n)])
+    return Collator(people, model.name_tokens(codec), 0)([data[i] for i in range(n)])
 
 
 @pytest.fixture(params=WAYS, ids=lambda way: "-".join(filter(None, way)))

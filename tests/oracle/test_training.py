@@ -13,12 +13,15 @@ from weight_oracle.errors import UserError
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.tokenizer import make_tokenizer
 from weight_oracle.oracle.train import TrainConfig, new_oracle, train
+from weight_oracle.zoo.build import build_zoo
+from weight_oracle.zoo.recipe import recipe_from_dict
+from weight_oracle.zoo.store import open_zoo
 
 
 @pytest.fixture(scope="module")
 def config(nano_zoo, tmp_path_factory) -> TrainConfig:
     out = tmp_path_factory.mktemp("train") / "straight"
-    return TrainConfig(str(nano_zoo), str(out), "tiny", steps=6, batch=4, warmup=2, save_every=2)
+    return TrainConfig(str(nano_zoo), str(out), size="tiny", steps=6, batch=4, warmup=2, save_every=2)
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +51,45 @@ def test_a_killed_run_resumes_to_the_same_bits(config, straight, tmp_path):
 
 
 def test_training_moves_the_weights_and_says_what_was_done(config, straight, zoo, codec):
-    trained, start = load_file(straight / "model.safetensors"), new_oracle(config, zoo, codec).state_dict()
+    trained, start = load_file(straight / "model.safetensors"), new_oracle(config, [zoo], codec).state_dict()
     still = [name for name, tensor in trained.items() if torch.equal(tensor, start[name])]
     assert not still, still
     card = json.loads((straight / "oracle.json").read_text())
-    assert card["zoo"] == {"recipe": "nano", "hash": zoo.recipe.hash} and card["training"]["steps"] == 6
+    assert card["zoos"] == [{"recipe": "nano", "hash": zoo.recipe.hash, "targets": card["training_targets"]}]
+    assert card["training"]["steps"] == 6
     assert str(straight.parent) not in json.dumps(card)  # no path of this machine
     steps = [json.loads(line) for line in (straight / "log.jsonl").read_text().splitlines()]
     assert [s["step"] for s in steps if "eval_loss" in s] == [2, 4, 6]
+
+
+def test_training_goes_on_from_a_trained_oracle(config, straight, tmp_path):
+    after = train(replace(config, start=str(straight), steps=1, lr=1e-9, save_every=1, out=str(tmp_path / "after")))
+    trained, again = (load_file(folder / "model.safetensors") for folder in (straight, after))
+    assert all(torch.allclose(again[name], tensor, atol=1e-6) for name, tensor in trained.items())
+    card = json.loads((after / "oracle.json").read_text())
+    assert card["after"]["training"]["steps"] == 6 and card["training"]["start"] is None and card["training"]["steps"] == 1
+    with pytest.raises(UserError, match="of another size"):
+        train(replace(config, start=str(straight), size="small", out=str(tmp_path / "other")))
+    with pytest.raises(UserError, match="is no oracle"):
+        train(replace(config, start=str(tmp_path), out=str(tmp_path / "other")))
+
+
+def test_several_zoos_are_mixed_and_the_oracle_reads_the_lengths_of_all(config, nano_recipe, zoo, tmp_path):
+    recipe = json.loads(nano_recipe.read_text()) | {"name": "longer", "shard_size": 8, "steps": [60], "seed": 5}
+    longer = recipe_from_dict(recipe | {"domain": recipe["domain"] | {"lengths": [3, 3]}, "widths": [12]}, "")
+    build_zoo(longer, tmp_path / "longer", 40)
+    # the second zoo has one length of the first one's two, and another width
+    out = train(replace(config, also=(str(tmp_path / "longer"),), out=str(tmp_path / "out")))
+    oracle = Oracle.from_pretrained(out)
+    assert oracle.settings.lengths == (2, 3) and [z["recipe"] for z in oracle.card["zoos"]] == ["nano", "longer"]
+    other = open_zoo(tmp_path / "longer")
+    for target in (zoo.target(0), other.target(0)):
+        oracle.read(target)
+    assert oracle.load(other.target(0)).domain.lengths == (3, 3)
+    few = recipe_from_dict(recipe | {"domain": recipe["domain"] | {"symbols": 5}}, "")
+    build_zoo(few, tmp_path / "few", 8)
+    with pytest.raises(UserError, match="5 symbols"):
+        train(replace(config, also=(str(tmp_path / "few"),), out=str(tmp_path / "never")))
 
 
 def test_an_oracle_is_not_overwritten(config, straight):
@@ -68,7 +102,7 @@ def test_an_oracle_is_not_overwritten(config, straight):
 @pytest.mark.parametrize(("family", "injection"), [("gpt2", "residual"), ("llama", "prefix")])
 def test_a_pretrained_backbone_is_trained_saved_and_loaded(config, backbones, targets, zoo, codec, tmp_path, family, injection):
     wanted = replace(config, backbone=backbones[family], injection=injection, steps=2, out=str(tmp_path / "oracle"))
-    start = new_oracle(wanted, zoo, codec)
+    start = new_oracle(wanted, [zoo], codec)
     theirs = load_file(Path(backbones[family]) / "model.safetensors")
     block = next(name for name in theirs if "1." in name and "mlp" in name and name.endswith("weight"))
     assert torch.equal(dict(start.backbone.named_parameters())[block], theirs[block])
@@ -89,7 +123,7 @@ def test_words_of_a_backbone_with_a_tokenizer_keep_their_meaning(config, backbon
     folder = tmp_path / "speaks"
     shutil.copytree(backbones["gpt2"], folder)
     make_tokenizer(tuple(reversed(codec.words))).save_pretrained(folder)  # the same words with other ids
-    model = new_oracle(replace(config, backbone=str(folder)), zoo, codec)
+    model = new_oracle(replace(config, backbone=str(folder)), [zoo], codec)
     theirs = load_file(folder / "model.safetensors")["transformer.wte.weight"]
     ours = model.backbone.get_input_embeddings().weight
     for word in ("if", "has", ">=", "a", "p", "before"):

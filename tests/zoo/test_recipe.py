@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from weight_oracle.errors import UserError
+from weight_oracle.truth.canonical import split_of
 from weight_oracle.truth.domain import Domain
-from weight_oracle.zoo.recipe import RECIPES, Recipe, draw_hyper, find_recipe, recipe_from_dict, recipe_json, shard_plan, target_rng
+from weight_oracle.zoo.recipe import RECIPES, Recipe, draw_chart, draw_hyper, find_recipe, recipe_from_dict, recipe_json, shard_plan, target_rng
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -35,8 +36,10 @@ def test_every_field_is_in_the_hash():
 BROKEN = [
     ({"widhts": [16]}, "unknown field 'widhts'"),
     ({"steps": "many"}, 'steps cannot be "many"'),
-    ({"steps": 0}, "above 0"),
+    ({"steps": [0]}, "above 0"),
     ({"steps": True}, "steps cannot be true"),
+    ({"steps": [5, 5]}, "each of the 1 depths"),
+    ({"lengthen": [0]}, "above 0"),
     ({"compiled": 1}, "compiled cannot be 1"),
     ({"tied": []}, "tied cannot be"),
     ({"lr": [0.01]}, "lr cannot be"),
@@ -67,26 +70,50 @@ def test_broken_recipes_are_refused(change, says):
 
 
 def test_what_is_left_out_is_as_usual():
-    recipe = recipe_from_dict({"name": "mine", "domain": {"symbols": 6}, "lr": [1, 2], "steps": 5}, "my.json")
-    assert recipe == Recipe("mine", domain=Domain(6, 4, (6, 6)), lr=(1.0, 2.0), steps=5)
+    recipe = recipe_from_dict({"name": "mine", "domain": {"symbols": 6}, "lr": [1, 2], "steps": [5]}, "my.json")
+    assert recipe == Recipe("mine", domain=Domain(6, 4, (6, 6)), lr=(1.0, 2.0), steps=(5,))
 
 
 def test_what_is_no_recipe_at_all(tmp_path):
     with pytest.raises(UserError, match="no recipe called 'charts-huge'"):
         find_recipe("charts-huge")
     file = tmp_path / "broken.json"
-    for text, says in (("{", "not JSON"), ("[1]", "has no name"), ("{}", "has no name"), ('{"steps": 3}', "has no name")):
+    for text, says in (("{", "not JSON"), ("[1]", "has no name"), ("{}", "has no name"), ('{"steps": [3]}', "has no name")):
         file.write_text(text)
         with pytest.raises(UserError, match=says):
             find_recipe(str(file))
 
 
-def test_every_shape_meets_every_dropout():
+def test_every_shape_meets_every_dropout_and_every_length_of_training_as_often_as_the_recipe_says():
     for recipe in RECIPES.values():
-        rounds = len(recipe.shapes) * len(recipe.dropouts)
-        plans = Counter((shape, schedule.dropout) for shape, schedule in (shard_plan(recipe, i) for i in range(rounds)))
-        assert len(plans) == len(recipe.shapes) * len(set(recipe.dropouts))
-        assert all(n == recipe.dropouts.count(dropout) for (_, dropout), n in plans.items())
+        rounds = 300
+        plans = [shard_plan(recipe, i) for i in range(rounds * len(recipe.shapes))]
+        for shape in recipe.shapes:
+            mine = [schedule for s, schedule in plans if s == shape]
+            assert len(mine) == rounds
+            base = recipe.steps[recipe.depths.index(shape.depth)]
+            for options, seen in (
+                (recipe.dropouts, Counter(s.dropout for s in mine)),
+                (recipe.lengthen, Counter(s.steps // base for s in mine)),
+            ):
+                assert set(seen) == set(options)
+                for value, n in seen.items():
+                    assert abs(n / rounds - options.count(value) / len(options)) < 0.12
+
+
+def test_longer_training_goes_with_lower_rates():
+    recipe = RECIPES["charts-tiny"]
+    rates = np.array([draw_hyper(recipe, target_rng(recipe, i), 6)[0].lr for i in range(300)])
+    assert recipe.lr[0] / 6 <= rates.min() < recipe.lr[0] / 4 and recipe.lr[1] / 2 < rates.max() <= recipe.lr[1]
+
+
+def test_training_charts_keep_clear_of_the_test_split_of_another_range_of_lengths():
+    recipe = RECIPES["charts-small-train"]
+    other = replace(recipe.domain, lengths=recipe.clear_of)
+    drawn = [draw_chart(recipe, target_rng(recipe, i)) for i in range(400)]
+    assert not any("test" in (split_of(c, recipe.domain), split_of(c, other)) for c in drawn)
+    careless = replace(recipe, clear_of=(0, 0))
+    assert any(split_of(draw_chart(careless, target_rng(careless, i)), other) == "test" for i in range(400))
 
 
 def test_a_targets_settings_are_its_own_and_vary():
@@ -95,7 +122,8 @@ def test_a_targets_settings_are_its_own_and_vary():
     assert draws[:20] == [draw_hyper(recipe, target_rng(recipe, i)) for i in range(20)]
     for name, options in (("init", recipe.inits), ("activation", recipe.activations), ("tied", recipe.tied), ("beta2", recipe.beta2s)):
         counts = Counter(getattr(hyper, name) for hyper, _ in draws)
-        assert set(counts) == set(options) and min(counts.values()) > 60
+        assert set(counts) == set(options)
+        assert all(abs(n / 300 - options.count(value) / len(options)) < 0.1 for value, n in counts.items())
     rates = np.array([hyper.lr for hyper, _ in draws])
     assert recipe.lr[0] <= rates.min() < 0.0055 and 0.011 < rates.max() <= recipe.lr[1]
     assert {positions for _, positions in draws} == set(recipe.positions)

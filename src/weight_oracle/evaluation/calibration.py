@@ -4,18 +4,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from weight_oracle.errors import UserError
-from weight_oracle.evaluation.controls import control
+from weight_oracle.evaluation.controls import Predictions, control
 from weight_oracle.evaluation.metrics import Progress, chart_scores
 from weight_oracle.evaluation.subjects import Subjects, draw_questions, encode, read_chart, reply, sample_places
 from weight_oracle.oracle.calibrate import log_odds
 from weight_oracle.oracle.data import pick
 from weight_oracle.oracle.model import WeightOracle
 from weight_oracle.oracle.tokenizer import Codec
-from weight_oracle.truth.questions import judge
+from weight_oracle.truth.domain import Domain
+from weight_oracle.truth.questions import Question, judge
 from weight_oracle.zoo.store import Zoo
 
 
@@ -55,40 +57,55 @@ def fit_platt(probabilities: Sequence[float], right: Bool[np.ndarray, " replies"
 
 def temperature_of(subjects: Subjects, seed: int = 0, progress: Progress | None = None) -> float:
     """The temperature that fits the flow charts of these subjects best, over the tokens that the grammar leaves free."""
-    own = control("own", subjects, draw_questions(subjects, seed, kinds=["chart"]), progress=progress)
+    own = _chart_predictions(subjects, seed, progress)
     return fit_temperature(own.logits, own.ids)
+
+
+def _chart_predictions(subjects: Subjects, seed: int, progress: Progress | None) -> Predictions:
+    return control("own", subjects, draw_questions(subjects, seed, kinds=["chart"]), progress=progress)
 
 
 def calibrate(
     oracle_model: WeightOracle,
     codec: Codec,
-    zoo: Zoo,
+    zoos: Sequence[Zoo],
     split: str | None = "validation",
     n: int | None = 1000,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """What `oracle.calibrate.apply_calibration` needs, from at most `n` targets of a split that have learned their chart.
+    """What `oracle.calibrate.apply_calibration` needs, from at most `n` targets of a split of each zoo that have learned their chart.
 
     For "chart" the probability is that the chart read agrees with the true one on >= 99 % of the domain, for other kinds that the answer
     is right. It holds for charts as they are in that split: a small one may have few and unusual classes of them. `split` None takes all
     targets, for a zoo with a seed of its own. Also gives the `temperature` of the chart's tokens. Raises `UserError` without such targets.
     """
     splits = [split] if split else ["train", "validation", "test"]
-    wanted = sample_places(np.concatenate([pick(zoo, name) for name in splits]), n, seed)
-    if not len(wanted):
+    said: dict[str, list[tuple[float, bool]]] = {}
+    predictions = []
+    targets = 0
+    for zoo in zoos:
+        wanted = sample_places(np.concatenate([pick(zoo, name) for name in splits]), n, seed)
+        if not len(wanted):
+            continue
+        subjects = encode(oracle_model, codec, zoo, wanted, progress)
+        asked = draw_questions(subjects, seed)
+        for a, r in zip(asked, reply(subjects, asked, progress=progress), strict=True):
+            said.setdefault(a.question.kind, []).append((r.probability, _right(a.question, r.text, subjects.domain)))
+        predictions.append(_chart_predictions(subjects, seed, progress))
+        targets += len(subjects)
+    if not targets:
         what = f"no target of the {' or '.join(splits)} split has learned its chart"
-        raise UserError(what, where=str(zoo.path), hint="build more targets")
-    subjects = encode(oracle_model, codec, zoo, wanted, progress)
-    asked = draw_questions(subjects, seed)
-    replies = reply(subjects, asked, progress=progress)
-    result: dict[str, Any] = {"temperature": temperature_of(subjects, seed, progress), "targets": len(subjects)}
-    for kind in sorted({a.question.kind for a in asked}):
-        pairs = [(a, r) for a, r in zip(asked, replies, strict=True) if a.question.kind == kind]
-        if kind == "chart":
-            reads = [read_chart(r.text, subjects.domain) for _, r in pairs]
-            right = chart_scores([a.question.facts.chart for a, _ in pairs], reads, subjects.domain)["same_99"] > 0
-        else:
-            right = np.array([judge(a.question, r.text) for a, r in pairs])
-        result[kind] = fit_platt([r.probability for _, r in pairs], right)
+        raise UserError(what, where=", ".join(str(zoo.path) for zoo in zoos), hint="build more targets")
+    temperature = fit_temperature(torch.cat([p.logits for p in predictions]), torch.cat([p.ids for p in predictions]))
+    result: dict[str, Any] = {"temperature": temperature, "targets": targets}
+    for kind, replies in sorted(said.items()):
+        probabilities, right = zip(*replies, strict=True)
+        result[kind] = fit_platt(probabilities, np.array(right))
     return result
+
+
+def _right(question: Question, text: str, domain: Domain) -> bool:
+    if question.kind != "chart":
+        return judge(question, text)
+    return bool(chart_scores([question.facts.chart], [read_chart(text, domain)], domain)["same_99"][0] > 0)

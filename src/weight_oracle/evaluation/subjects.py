@@ -69,7 +69,7 @@ def encode(model: WeightOracle, codec: Codec, zoo: Zoo, wanted: np.ndarray, prog
     """
     model.eval()
     settings, domain = model.config.encoder_config, zoo.recipe.domain
-    if (settings.symbols, settings.answers, tuple(settings.lengths)) != (domain.symbols, domain.answers, domain.lengths):
+    if not settings.reads(domain):
         what = f"its targets have {domain.symbols} symbols, {domain.answers} answers and inputs of {domain.lengths[0]}-{domain.lengths[1]}"
         hint = f"this oracle reads {settings.symbols}, {settings.answers} and {settings.lengths[0]}-{settings.lengths[1]}"
         raise UserError(what, where=str(zoo.path), hint=hint)

@@ -117,12 +117,14 @@ class Oracle:
     def load(
         self, target: Target | str | Path, symbols: Sequence[str] | None = None, answers: Sequence[str] | None = None, lengths=None
     ) -> Target:
-        """A target that this oracle can read; lengths default to those it was trained on. Raises `UserError` for one that it cannot."""
+        """A target that this oracle can read. Raises `UserError` for one that it cannot.
+
+        Lengths default to all that the oracle reads, as far as the target has positions for them.
+        """
         if not isinstance(target, Target):
             target = load_target(target, symbols, answers, lengths or self.settings.lengths)
         c, d = self.settings, target.domain
-        wanted = (c.symbols, c.answers, tuple(c.lengths))
-        if (d.symbols, d.answers, tuple(d.lengths)) != wanted:
+        if not c.reads(d):
             what = f"has {d.symbols} symbols, {d.answers} answers and lengths {d.lengths[0]}-{d.lengths[1]}"
             reads = f"{c.symbols} symbols, {c.answers} answers and lengths {c.lengths[0]}-{c.lengths[1]}"
             hint = f"this oracle reads {reads}: see --symbols, --answers, --lengths"

@@ -1,17 +1,18 @@
 """Training data: targets in memory, questions drawn on the fly, everything about example i a function of (seed, i)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from weight_oracle.oracle.tokenizer import Codec
 from weight_oracle.truth.facts import ChartFacts, facts
+from weight_oracle.truth.hints import hints, rename_hints
 from weight_oracle.truth.phrasings import QUESTION_KINDS
 from weight_oracle.truth.questions import Balance, make_question
 from weight_oracle.weights.encoder import Batch, EncoderConfig, WeightEncoder
@@ -22,26 +23,63 @@ from weight_oracle.zoo.store import Zoo
 class Population:
     """Targets prepared for one encoder, and what is true of each."""
 
-    batch: Batch  # [N, ...]
+    encoder: type[WeightEncoder]
+    groups: tuple[Batch, ...]  # one for each shape, so that small targets need no padding
+    group: Int[np.ndarray, " N"]  # of each target
+    row: Int[np.ndarray, " N"]  # in its group
     facts: tuple[ChartFacts, ...]
-    places: np.ndarray  # positions in `zoo.truths`
+    places: Int[np.ndarray, " N"]  # positions in `zoo.truths`
 
     def __len__(self) -> int:
         return len(self.facts)
 
     def take(self, index: np.ndarray | Sequence[int]) -> Batch:
-        chosen = torch.as_tensor(np.asarray(index))
-        return {k: v[chosen] for k, v in self.batch.items()}
+        """Some targets as one batch, padded to the largest of them."""
+        index = np.asarray(index)
+        parts, order = [], []
+        for group in np.unique(self.group[index]):
+            here = np.flatnonzero(self.group[index] == group)
+            rows = torch.from_numpy(self.row[index[here]])
+            parts.append({k: v[rows] for k, v in self.groups[group].items()})
+            order.append(here)
+        if len(parts) == 1:
+            return parts[0]
+        back = torch.from_numpy(np.argsort(np.concatenate(order)))
+        return {k: v[back] for k, v in self.encoder.join(parts).items()}
 
 
 def load_population(zoo: Zoo, encoder: type[WeightEncoder], config: EncoderConfig, wanted: np.ndarray) -> Population:
     """The targets at positions `wanted` of a zoo, prepared for `encoder`."""
-    groups, places = [], []
+    parts: dict[tuple, list[Batch]] = {}
+    places, group, row = [], [], []
     for here, stack in zoo.stacks(wanted):
-        groups.append(encoder.prepare(stack, config))
+        batch = encoder.prepare(stack, config)
+        shape = tuple((name, tensor.shape[1:]) for name, tensor in batch.items())
+        seen = parts.setdefault(shape, [])
+        start = sum(len(next(iter(b.values()))) for b in seen)
+        seen.append(batch)
         places.append(here)
+        group.append(np.full(len(here), list(parts).index(shape)))
+        row.append(np.arange(start, start + len(here)))
+    groups = tuple({k: torch.cat([b[k] for b in batches]) for k in batches[0]} for batches in parts.values())
     place = np.concatenate(places)
-    return Population(encoder.join(groups), tuple(facts(zoo.charts[i], zoo.recipe.domain) for i in place), place)
+    known = tuple(facts(zoo.charts[i], zoo.recipe.domain) for i in place)
+    return Population(encoder, groups, np.concatenate(group), np.concatenate(row), known, place)
+
+
+def together(populations: Sequence[Population]) -> Population:
+    """Several populations for one encoder as one; `places` then go by the zoo of each."""
+    first, *rest = populations
+    for other in rest:
+        first = replace(
+            first,
+            groups=first.groups + other.groups,
+            group=np.concatenate([first.group, other.group + len(first.groups)]),
+            row=np.concatenate([first.row, other.row]),
+            facts=first.facts + other.facts,
+            places=np.concatenate([first.places, other.places]),
+        )
+    return first
 
 
 def pick(zoo: Zoo, split: str, learned: bool = True) -> np.ndarray:
@@ -61,10 +99,16 @@ class Example:
     segment: list[int]
     place: list[int]
     blind: bool
+    seed: int  # for what the collator draws
+    hints: np.ndarray  # what the chart says of each symbol of the questions: see `truth.hints`
 
 
 class QuestionData(Dataset):
-    """`length` examples over a population: each target once an epoch, the flow chart and `others` further questions about it."""
+    """`length` examples over a population: the flow chart of a target and `others` further questions about it.
+
+    Each run of `batch` examples is about targets of one shape, as far as their numbers allow, so that no batch is padded to the largest;
+    an epoch meets every target once, but for those that are left when it is cut into batches.
+    """
 
     def __init__(
         self,
@@ -76,18 +120,22 @@ class QuestionData(Dataset):
         blind: float = 0.1,
         rename: bool = True,
         held_out: bool = False,
+        batch: int = 1,
     ):
+        self.batch = min(batch, len(population))
         self.population, self.codec, self.length, self.seed = population, codec, length, seed
         self.others, self.blind, self.rename, self.held_out = others, blind, rename, held_out
         self.kinds = [k for k in QUESTION_KINDS if k != "chart"]
-        self.balance = Balance.of(population.facts[:5000])
+        some = np.random.default_rng(seed).permutation(len(population))[:5000]
+        self.balance = Balance.of([population.facts[i] for i in some])
+        self._epoch: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, i: int) -> Example:
-        n = len(self.population)
-        target = int(_permutation(self.seed, i // n, n)[i % n])
+        n = len(self.population) // self.batch * self.batch
+        target = int(self._order(i // n)[i % n])
         rng = np.random.default_rng([self.seed, i])
         known = self.population.facts[target]
         S, A = known.domain.symbols, known.domain.answers
@@ -100,6 +148,7 @@ class QuestionData(Dataset):
             question = make_question(kind, known, rng, *slots, held_out=self.held_out, balance=self.balance)
             if question is not None:
                 questions.append(question)
+        told = rename_hints(hints(known.chart, S, A), symbols, answers)
         ids, labels, segment, place = [], [], [], []
         for number, question in enumerate(q for q in questions if q is not None):
             asked, answer = self.codec.question(question.text), self.codec.answer(question.answer)
@@ -107,12 +156,20 @@ class QuestionData(Dataset):
             labels += [-100] * len(asked) + answer
             segment += [number] * (len(asked) + len(answer))
             place += range(len(asked) + len(answer))
-        return Example(target, symbols, answers, ids, labels, segment, place, bool(rng.random() < self.blind))
+        return Example(target, symbols, answers, ids, labels, segment, place, bool(rng.random() < self.blind), int(rng.integers(1 << 62)), told)
 
-
-@lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch, n]).permutation(n)
+    def _order(self, epoch: int) -> Int[np.ndarray, " N"]:
+        """The targets of an epoch: batches of one shape in random order, what is left of each shape somewhere among them."""
+        if self._epoch[0] != epoch:
+            rng = np.random.default_rng([self.seed, epoch, len(self.population)])
+            targets = rng.permutation(len(self.population))
+            group = self.population.group[targets]
+            shapes = [targets[group == g] for g in range(len(self.population.groups))]
+            whole = [len(x) // self.batch * self.batch for x in shapes]
+            left = rng.permutation(np.concatenate([x[n:] for x, n in zip(shapes, whole, strict=True)]))
+            batches = np.concatenate([*(x[:n] for x, n in zip(shapes, whole, strict=True)), left[: len(left) // self.batch * self.batch]])
+            self._epoch = epoch, rng.permutation(batches.reshape(-1, self.batch)).ravel()
+        return self._epoch[1]
 
 
 @dataclass(frozen=True)
@@ -120,14 +177,16 @@ class Collator:
     """Examples to the arguments of `WeightOracle.forward`."""
 
     population: Population
-    encoder: type[WeightEncoder]
     names: Tensor
     pad: int
+    noise: float = 0.0  # see `WeightEncoder.noisy`
 
     def __call__(self, examples: list[Example]) -> dict[str, Any]:
         batch = self.population.take([e.target for e in examples])
         inverse = lambda rows: torch.from_numpy(np.argsort(np.stack(rows), 1))  # noqa: E731
-        batch = self.encoder.rename(batch, inverse([e.symbols for e in examples]), inverse([e.answers for e in examples]))
+        batch = self.population.encoder.rename(batch, inverse([e.symbols for e in examples]), inverse([e.answers for e in examples]))
+        if self.noise:
+            batch = self.population.encoder.noisy(batch, self.noise, torch.Generator().manual_seed(examples[0].seed))
         size = max(len(e.ids) for e in examples)
         fill = lambda rows, value: torch.tensor([row + [value] * (size - len(row)) for row in rows])  # noqa: E731
         return {
@@ -138,4 +197,5 @@ class Collator:
             "segment": fill([e.segment for e in examples], -1),
             "place": fill([e.place for e in examples], 0),
             "blind": torch.tensor([e.blind for e in examples]),
+            "hints": torch.from_numpy(np.stack([e.hints for e in examples])),
         }

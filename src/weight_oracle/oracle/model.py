@@ -17,11 +17,13 @@ from transformers.modeling_outputs import ModelOutput
 
 from weight_oracle.oracle.tokenizer import SPECIALS, UNKNOWN, Codec
 from weight_oracle.truth.domain import default_names
+from weight_oracle.truth.hints import n_hints
 from weight_oracle.weights.atoms import AtomsEncoder
 from weight_oracle.weights.chunk import ChunkEncoder
 from weight_oracle.weights.encoder import EncoderConfig, WeightEncoder
 
 ENCODERS: dict[str, type[WeightEncoder]] = {"atoms": AtomsEncoder, "chunk": ChunkEncoder}
+HINTS = 2.0  # weight of the loss of the hints, a mean over mostly sure noes
 PLACEHOLDER = SPECIALS.index(UNKNOWN)  # not the padding, whose embedding may be zero, and so would be what is added to it
 
 
@@ -62,6 +64,7 @@ class WeightOracle(PreTrainedModel):
         self.backbone = AutoModelForCausalLM.from_config(backbone)
         settings = config.encoder_config
         self.encoder = ENCODERS[settings.encoding](settings, backbone.hidden_size)
+        self.hints = nn.Linear(backbone.hidden_size, n_hints(settings.answers))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -90,9 +93,11 @@ class WeightOracle(PreTrainedModel):
         place: Int[Tensor, "B N"],
         labels: Int[Tensor, "B N"] | None = None,
         blind: Bool[Tensor, "B"] | None = None,
+        hints: Bool[Tensor, "B S D"] | None = None,
     ) -> ModelOutput:
         """Packed questions about B targets. `segment` numbers the questions (-1: padding), `place` counts within each; `blind` targets
-        have their weight tokens hidden. Returns loss (mean nats per label) and logits [B, N, V].
+        have their weight tokens hidden. Returns loss (mean nats per label) and logits [B, N, V]; in training, the loss of predicting
+        `hints` (see `truth.hints`) from each symbol's weight token, by a linear map, is added.
         """
         tokens = self.weight_tokens(atoms, names)
         B, T, _ = tokens.shape
@@ -110,6 +115,9 @@ class WeightOracle(PreTrainedModel):
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
+            if self.training and hints is not None and len(names):
+                told = self.hints(tokens[:, : hints.shape[1]].float())
+                loss = loss + HINTS * F.binary_cross_entropy_with_logits(told, hints.float())
         return ModelOutput(loss=loss, logits=logits)
 
     def _run(self, tokens: Tensor, text: Tensor, **kwargs: Any) -> Tensor:

@@ -1,7 +1,7 @@
 """Train an oracle on a zoo with `transformers.Trainer`; a killed run resumes to the same bits."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.ask import Oracle
-from weight_oracle.oracle.data import Collator, Population, QuestionData, load_population, pick
+from weight_oracle.oracle.data import Collator, Population, QuestionData, load_population, pick, together
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, new_config
 from weight_oracle.oracle.tokenizer import BOS, EOS, PAD, SPECIALS, Codec, vocabulary
 from weight_oracle.weights.encoder import EncoderConfig
@@ -44,6 +44,7 @@ class TrainConfig:
 
     zoo: str
     out: str
+    also: tuple[str, ...] = ()  # further zoos, whose targets are mixed in
     size: Literal["tiny", "small", "base"] = "small"
     backbone: str | None = None  # a folder or name of a Hugging Face causal LM instead of a small Llama trained from scratch
     encoding: Literal["atoms", "chunk"] = "atoms"
@@ -57,6 +58,8 @@ class TrainConfig:
     weight_decay: float = 0.05
     blind: float = 0.1  # share of examples without weight tokens
     rename: bool = True
+    noise: float = 0.08  # on the weights, in training: see `WeightEncoder.noisy`
+    start: str | None = None  # a trained oracle to go on from, instead of a new one
     targets: int | None = None  # use only so many of the zoo's training targets
     save_every: int = 500
     seed: int = 0
@@ -131,18 +134,25 @@ def own_words(table: Tensor, name: str, codec: Codec) -> Tensor:
     return rows
 
 
-def encoder_config(config: TrainConfig, zoo: Zoo) -> EncoderConfig:
+def encoder_config(config: TrainConfig, zoos: Sequence[Zoo]) -> EncoderConfig:
+    """Reads what all the zoos hold. Raises `UserError` where these differ in symbols or answers."""
     width, channels, rounds = SIZES[config.size][:3]
-    domain = zoo.recipe.domain
-    return EncoderConfig(config.encoding, domain.symbols, domain.answers, domain.lengths, width, channels, rounds)
+    domains = [zoo.recipe.domain for zoo in zoos]
+    first = domains[0]
+    for zoo, domain in zip(zoos, domains, strict=True):
+        if (domain.symbols, domain.answers) != (first.symbols, first.answers):
+            what = f"has {domain.symbols} symbols and {domain.answers} answers, and the first zoo {first.symbols} and {first.answers}"
+            raise UserError(what, where=str(zoo.path), hint="train on zoos with the same numbers of symbols and answers")
+    lengths = min(d.lengths[0] for d in domains), max(d.lengths[1] for d in domains)
+    return EncoderConfig(config.encoding, first.symbols, first.answers, lengths, width, channels, rounds)
 
 
-def new_oracle(config: TrainConfig, zoo: Zoo, codec: Codec) -> WeightOracle:
+def new_oracle(config: TrainConfig, zoos: Sequence[Zoo], codec: Codec) -> WeightOracle:
     """An untrained oracle, around a small Llama or a pretrained backbone."""
     set_seed(config.seed)
     backbone = pretrained(config.backbone, codec) if config.backbone else None
     settings = small_llama(config, len(codec.words)) if backbone is None else backbone.config
-    model = WeightOracle(new_config(encoder_config(config, zoo), settings, config.injection, config.gain))
+    model = WeightOracle(new_config(encoder_config(config, zoos), settings, config.injection, config.gain))
     if backbone is not None:
         model.backbone = backbone
     if config.injection == "residual" and len(model.blocks()) < LEAST_BLOCKS:
@@ -151,11 +161,28 @@ def new_oracle(config: TrainConfig, zoo: Zoo, codec: Codec) -> WeightOracle:
     return model
 
 
-def _data(zoo: Zoo, split: str, model: WeightOracle, most: int | None) -> Population:
-    wanted = pick(zoo, split)[:most]
-    if not len(wanted):
-        raise UserError(f"no target of the {split} split has learned its chart", where=str(zoo.path), hint="build more targets")
-    return load_population(zoo, ENCODERS[model.config.encoder_config.encoding], model.config.encoder_config, wanted)
+def _go_on_from(start: str, model: WeightOracle, codec: Codec) -> dict[str, Any]:
+    """Gives a new oracle the weights of a trained one; returns how that was made. Raises `UserError` where they are not of one kind."""
+    trained = Oracle.from_pretrained(start)
+    kind = lambda c: (c.encoder_config, c.backbone["model_type"], c.injection, c.gain)  # noqa: E731
+    shapes = lambda m: {k: v.shape for k, v in m.state_dict().items()}  # noqa: E731
+    same = kind(trained.model.config) == kind(model.config) and shapes(trained.model) == shapes(model)
+    if trained.codec.words != codec.words or not same:
+        hint = "give the options it was trained with, and zoos with inputs of the same lengths"
+        raise UserError("is an oracle of another size, encoding or domain", where=start, hint=hint)
+    model.load_state_dict(trained.model.state_dict())
+    return {name: trained.card[name] for name in ("training", "zoos", "after") if name in trained.card}
+
+
+def _data(zoos: Sequence[Zoo], split: str, model: WeightOracle, most: int | None) -> Population:
+    """The targets of a split that learned their chart, at most so many of each zoo."""
+    settings = model.config.encoder_config
+    wanted = [(zoo, pick(zoo, split)[:most]) for zoo in zoos]
+    found = [load_population(zoo, ENCODERS[settings.encoding], settings, places) for zoo, places in wanted if len(places)]
+    if not found:
+        where = ", ".join(str(zoo.path) for zoo in zoos)
+        raise UserError(f"no target of the {split} split has learned its chart", where=where, hint="build more targets")
+    return together(found)
 
 
 @torch.no_grad()
@@ -177,16 +204,16 @@ def train(config: TrainConfig, progress: Callable[[int, int, dict], None] | None
     last = get_last_checkpoint(str(out / "run")) if (out / "run").is_dir() else None
     if not config.resume and (last or (out / "oracle.json").exists()):
         raise UserError("already holds a training run", where=str(out), hint="give --resume, or another folder")
-    zoo = open_zoo(config.zoo)
+    zoos = [open_zoo(path) for path in (config.zoo, *config.also)]
     codec = Codec(vocabulary())
-    model = new_oracle(config, zoo, codec)
-    encoder = ENCODERS[config.encoding]
-    population, held = _data(zoo, "train", model, config.targets), _data(zoo, "validation", model, 512)
+    model = new_oracle(config, zoos, codec)
+    before = _go_on_from(config.start, model, codec) if config.start else None
+    population, held = _data(zoos, "train", model, config.targets), _data(zoos, "validation", model, 512)
     names = model.name_tokens(codec)
     if config.backbone:
         _check_room(model, population, names, config.backbone)
     pad = codec.ids[PAD]
-    data = QuestionData(population, codec, config.steps * config.batch, config.seed, config.others, config.blind, config.rename)
+    data = QuestionData(population, codec, config.steps * config.batch, config.seed, config.others, config.blind, config.rename, batch=config.batch)
     check = QuestionData(held, codec, len(held), config.seed + 1, config.others, blind=0.0)
     bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()  # on CPUs autocast costs more than it saves at these widths
     out.mkdir(parents=True, exist_ok=True)
@@ -219,16 +246,18 @@ def train(config: TrainConfig, progress: Callable[[int, int, dict], None] | None
         train_sampling_strategy="sequential",
         dataloader_num_workers=0,
     )
-    collate = _Collators(Collator(population, encoder, names, pad), Collator(held, encoder, names, pad))
+    collate = _Collators(Collator(population, names, pad, config.noise), Collator(held, names, pad))
     trainer = _Trainer(model, arguments, train_dataset=data, eval_dataset=check, callbacks=[_Report(out / "log.jsonl", progress)])
     trainer.collators = collate
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last if config.resume else None)
     card = {
-        "training": asdict(replace(config, zoo=zoo.recipe.name, out="", resume=False)),
-        "zoo": {"recipe": zoo.recipe.name, "hash": zoo.recipe.hash},
+        "training": asdict(replace(config, zoo=zoos[0].recipe.name, also=tuple(z.recipe.name for z in zoos[1:]), out="", resume=False, start=None)),
+        "zoos": [{"recipe": zoo.recipe.name, "hash": zoo.recipe.hash, "targets": len(pick(zoo, "train"))} for zoo in zoos],
     }
     card["training_targets"] = len(population)
+    if before:
+        card["after"] = before
     Oracle(model, codec, card).save_pretrained(out)
     return out
 

@@ -13,7 +13,7 @@ from weight_oracle.targets.target import Target
 
 @dataclass(frozen=True)
 class Stack:
-    """N targets of one family and shape. `symbols` and `answers` are token ids in slot order; `positions` rows of wpe are in use."""
+    """N targets of one family and shape. `symbols` and `answers` are token ids in slot order; `lengths` is the domain's."""
 
     tensors: dict[str, Float[Tensor, "N ..."]]
     depth: int
@@ -23,10 +23,19 @@ class Stack:
     answers: tuple[int, ...]
     bos: int
     ans: int
-    positions: int
+    lengths: tuple[int, int]
 
     def __len__(self) -> int:
         return len(self.relu)
+
+    @property
+    def width(self) -> int:
+        return self.tensors["transformer.wte.weight"].shape[-1]
+
+    @property
+    def positions(self) -> int:
+        """Rows of the position table that inputs of the domain reach."""
+        return self.lengths[1] + 2
 
 
 def stack_targets(targets: Sequence[Target]) -> Stack:
@@ -38,5 +47,5 @@ def stack_targets(targets: Sequence[Target]) -> Stack:
             raise UserError("targets of different shapes cannot share a stack", hint="read them one at a time")
     tensors = {k: torch.stack([t.tensors[k] for t in targets]) for k in first.tensors}
     relu = torch.tensor([t.config["activation_function"] == "relu" for t in targets])
-    depth, heads, positions = first.config["n_layer"], first.config["n_head"], first.domain.lengths[1] + 2
-    return Stack(tensors, depth, heads, relu, first.symbol_ids, first.answer_ids, first.bos_id, first.ans_id, positions)
+    depth, heads = first.config["n_layer"], first.config["n_head"]
+    return Stack(tensors, depth, heads, relu, first.symbol_ids, first.answer_ids, first.bos_id, first.ans_id, first.domain.lengths)

@@ -1,8 +1,9 @@
 """The atoms encoder: k learned channels are carried through the target in its own order of execution, and back again.
 
-A channel is a direction of the target's residual stream, written as a learned combination of what its atoms write (forward, R) or
-read (backward, B). An atom sees the stream only through inner products, so rotating the stream, or permuting heads and neurons,
-changes nothing; and targets of different widths look alike. Vocabulary rows are atoms too, and give the weight tokens their names.
+A channel is a direction of the target's residual stream, written as a learned combination of what its atoms write (forward) or read
+(backward). An atom sees the stream only through inner products, so rotating the stream, or permuting heads and neurons, changes nothing;
+and targets of different widths look alike. Besides the channels that all share, every symbol has forward channels of its own, and every
+answer backward ones, all by the same parameters: exchanging symbols or answers exchanges their weight tokens and changes nothing else.
 """
 
 from typing import Any, cast
@@ -13,23 +14,39 @@ from torch import Tensor, nn
 
 from weight_oracle.targets.stack import Stack
 from weight_oracle.weights.encoder import Batch, EncoderConfig, WeightEncoder
-from weight_oracle.weights.fold import concatenate, fold
+from weight_oracle.weights.expected import attention_table, expected
+from weight_oracle.weights.fold import concatenate, fold, lengths_of, pad_to
 
 _PER_LAYER = ("qk", "qk_bias", "ov", "attn_bias", "read", "read_bias", "write", "mlp_bias", "has_head", "has_neuron")
+
+
+RELATIONS = 16  # numbers about two symbols that meet in a target's neurons
 
 
 def _mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, outputs))
 
 
+class _Pairs(nn.Module):
+    """An MLP on all pairs of an atom and a symbol (or an answer): what is the atom's alone passes its first layer once."""
+
+    def __init__(self, pair: int, atom: int, width: int, outputs: int):
+        super().__init__()
+        self.pair, self.atom = nn.Linear(pair, width), nn.Linear(atom, width, bias=False)
+        self.out = nn.Linear(width, outputs)
+
+    def forward(self, pair: Tensor, atom: Tensor) -> Tensor:
+        return self.out(nn.functional.gelu(self.pair(pair) + self.atom(atom)[..., None, :]))
+
+
 def _unit(x: Tensor, mask: Tensor | None = None) -> Tensor:
     """`x` [B, ..., k] divided by its RMS within each target (over present atoms): parts differ in scale by orders of magnitude."""
     axes = tuple(range(1, x.ndim))
-    if mask is None:
-        square = x.square().mean(axes, keepdim=True)
-    else:
-        present = mask.flatten(1).sum(1).clamp(min=1).view(-1, *(1,) * (x.ndim - 1))
-        square = (x.square().mean(-1, keepdim=True) * mask[..., None]).sum(axes, keepdim=True) / present
+    square = x.square()
+    if mask is not None:
+        mask = mask.view(*mask.shape, *(1,) * (x.ndim - mask.ndim))
+        square = square * mask / mask.mean(axes, keepdim=True).clamp(min=1e-6)
+    square = square.mean(axes, keepdim=True)
     return x * (square + 1e-12).rsqrt()
 
 
@@ -39,83 +56,121 @@ class _Block(nn.Module):
     An *edge* is one head at one vocabulary row, a *cell* one neuron. Both keep a state [B, H, R, w] or [B, n, w] between passes.
     """
 
-    def __init__(self, width: int, k: int, lengths: int):
+    def __init__(self, width: int, k: int, lengths: int, places: int):
         super().__init__()
-        self.width = width
-        self.edge = _mlp(width + 2 * k + lengths + 1, width, width)
-        self.edge_message, self.edge_gate = nn.Linear(width, k), nn.Linear(width, k)
+        self.width, self.k = width, k
+        c = width // 2
+        self.edge = _mlp(width + 4 * k + lengths * places + 1, width, width)
+        self.edge_message, self.edge_gate = nn.Linear(width, 2 * k), nn.Linear(width, 2 * k)
         self.bias_message = nn.Parameter(torch.randn(2, k) * 0.1)
-        self.neuron = _mlp(width + k + 4, width, width)
+        self.pair = _Pairs(k + (lengths + 1) * places, width + k + 4 + lengths, c, c)
+        self.pair_message = nn.Linear(c, k)
+        self.left, self.right = nn.Linear(c, RELATIONS), nn.Linear(c, RELATIONS)
+        self.neuron = _mlp(width + k + 4 + lengths + c, width, width)
         self.neuron_message = nn.Linear(width, k)
-        self.edge_back = _mlp(width + k, width, width)
-        self.edge_back_gate = nn.Linear(width, k)
-        self.neuron_back = _mlp(width + k, width, width)
+        self.pair_back = _Pairs(k, width + k, c, c)
+        self.pair_back_message = nn.Linear(c, k)
+        self.neuron_back = _mlp(width + k + c, width, width)
         self.neuron_back_message = nn.Linear(width, k)
+        self.edge_back = _mlp(width + k, width, width)
+        self.edge_back_gate = nn.Linear(width, 2 * k)
 
-    def ahead(self, piece: Batch, row: Tensor, queries: Tensor, stream: Tensor, edge: Tensor | None, cell: Tensor | None):
-        """Heads, then neurons, read the stream [B, d, k] and write their messages to it. `queries` [B, lengths, d]: see `forward`."""
+    def ahead(self, piece: Batch, row: Tensor, S: int, shared: Tensor, own: Tensor, edge: Tensor | None, cell: Tensor | None):
+        """Heads, then neurons, read the stream, `shared` [B, d, k] and `own` [B, S, d, k], and write their messages to it."""
         rows, qk, here = piece["rows"][:, None], piece["qk"], piece["has_head"][..., None, None]
-        key = rows @ qk.transpose(2, 3)  # [B, H, R, d]: what a query must hold to look at this row
-        score = torch.cat([key @ queries.transpose(1, 2)[:, None], rows @ piece["qk_bias"][..., None]], -1)
-        around = torch.cat([key @ stream[:, None], rows @ qk @ stream[:, None]], -1)
-        around = _unit(around, here[..., 0].expand(-1, -1, rows.shape[2]))
+        key, query = rows @ qk.transpose(2, 3), rows @ qk  # [B, H, R, d]: what a query must hold to look at this row, and the reverse
+        around = torch.cat([key @ shared[:, None], query @ shared[:, None]], -1)
+        mine = torch.cat([(x[:, :, :S, None] @ own[:, None])[..., 0, :] for x in (key, query)], -1)
+        around = torch.cat([_unit(around, piece["has_head"]), nn.functional.pad(_unit(mine, piece["has_head"]), (0, 0, 0, rows.shape[2] - S))], -1)
+        bias = (rows @ piece["qk_bias"][..., None]).clamp(-30, 30) / 4
         state = row[:, None].expand(-1, qk.shape[1], -1, -1)
         state = state if edge is None else state + edge
-        found = self.edge(torch.cat([state, score.clamp(-30, 30) / 4, around], -1)) * here
+        found = self.edge(torch.cat([state, piece["table"], bias, around], -1)) * here
         now: Tensor = found if edge is None else edge + found
-        carried = rows.transpose(2, 3) @ self.edge_message(now) + stream[:, None] * self.edge_gate(now.mean(2, keepdim=True))
-        stream = stream + (piece["ov"].transpose(2, 3) @ carried * here).sum(1)
-        stream = stream + piece["attn_bias"][..., None] * self.bias_message[0]
+        to_shared, to_own = self.edge_message(now).split(self.k, -1)
+        keep_shared, keep_own = (self.edge_gate(now.mean(2, keepdim=True))).split(self.k, -1)
+        value = piece["ov"].transpose(2, 3) * here
+        carried = rows.transpose(2, 3) @ to_shared + shared[:, None] * keep_shared
+        own_carried = piece["rows"][:, None, :S, :, None] * to_own[:, :, :S, None] + own[:, None] * keep_own[:, :, None]  # [B, H, S, d, k]
+        shared = shared + (value @ carried).sum(1)
+        own = own + (value @ own_carried.transpose(2, 3).flatten(3)).sum(1).unflatten(-1, (S, self.k)).transpose(1, 2)
+        shared = shared + piece["attn_bias"][..., None] * self.bias_message[0]
 
         present = piece["has_neuron"]
-        seen = _unit(piece["read"] @ stream, present)
+        seen = _unit(piece["read"] @ shared, present)
+        alone = _unit((piece["read"] @ own.transpose(1, 2).flatten(2)).unflatten(-1, (S, self.k)), present)  # [B, n, S, k]
         relu = piece["relu"][:, None].expand_as(present)
         size = torch.stack([piece["read"].norm(dim=-1), piece["read_bias"], piece["write"].norm(dim=-1), relu], -1)
         before = seen.new_zeros(*present.shape, self.width) if cell is None else cell
-        found = self.neuron(torch.cat([before, seen, size], -1)) * present[..., None]
+        atom = torch.cat([before, seen, size, piece["drive"]], -1)
+        pair = self.pair(torch.cat([alone, piece["effect"], piece["at_symbol"]], -1), atom) * present[..., None, None]
+        found = self.neuron(torch.cat([atom, pair.mean(2)], -1)) * present[..., None]
         cell = found if cell is None else cell + found
-        stream = stream + piece["write"].transpose(1, 2) @ (self.neuron_message(cell) * present[..., None])
-        return stream + piece["mlp_bias"][..., None] * self.bias_message[1], now, cell
+        write = piece["write"].transpose(1, 2)
+        shared = shared + write @ (self.neuron_message(cell) * present[..., None])
+        to_own = self.pair_message(pair) * present[..., None, None]
+        own = own + (write @ to_own.flatten(2)).unflatten(-1, (S, self.k)).transpose(1, 2)
+        left, right = (side(pair).flatten(2).unflatten(2, (S, RELATIONS)) for side in (self.left, self.right))
+        relation = torch.einsum("bnsc,bntc->bstc", left * present[..., None, None], right)
+        return shared + piece["mlp_bias"][..., None] * self.bias_message[1], own, now, cell, relation
 
-    def behind(self, piece: Batch, back: Tensor, edge: Tensor, cell: Tensor):
-        """The same in reverse: what is written here is seen by what reads later, and passes on what it read."""
+    def behind(self, piece: Batch, A: int, shared: Tensor, own: Tensor, edge: Tensor, cell: Tensor):
+        """The same in reverse, `shared` [B, d, k], `own` [B, A, d, k]: what is written here is seen by what reads later."""
         rows, here, present = piece["rows"][:, None], piece["has_head"][..., None, None], piece["has_neuron"]
-        seen = _unit(piece["write"] @ back, present)
-        cell = cell + self.neuron_back(torch.cat([cell, seen], -1)) * present[..., None]
-        back = back + piece["read"].transpose(1, 2) @ (self.neuron_back_message(cell) * present[..., None])
-        value = piece["ov"] @ back[:, None]  # [B, H, d, k]
-        moved = _unit(rows @ value, here[..., 0].expand(-1, -1, rows.shape[2]))
+        seen = _unit(piece["write"] @ shared, present)
+        alone = _unit((piece["write"] @ own.transpose(1, 2).flatten(2)).unflatten(-1, (A, self.k)), present)
+        atom = torch.cat([cell, seen], -1)
+        pair = self.pair_back(alone, atom) * present[..., None, None]
+        cell = cell + self.neuron_back(torch.cat([atom, pair.mean(2)], -1)) * present[..., None]
+        read = piece["read"].transpose(1, 2)
+        shared = shared + read @ (self.neuron_back_message(cell) * present[..., None])
+        to_own = self.pair_back_message(pair) * present[..., None, None]
+        own = own + (read @ to_own.flatten(2)).unflatten(-1, (A, self.k)).transpose(1, 2)
+        value = piece["ov"] @ shared[:, None]  # [B, H, d, k]
+        moved = _unit(rows @ value, piece["has_head"])
         edge = edge + self.edge_back(torch.cat([edge, moved], -1)) * here
-        return back + (value * self.edge_back_gate(edge.mean(2, keepdim=True)) * here).sum(1), edge, cell
+        keep, keep_own = (self.edge_back_gate(edge.mean(2, keepdim=True)) * here).split(self.k, -1)
+        own_value = (piece["ov"] @ own.transpose(1, 2).flatten(2)[:, None]).unflatten(-1, (A, self.k))  # [B, H, d, A, k]
+        own = own + (own_value * keep_own[..., None, :]).sum(1).transpose(1, 2)
+        return shared + (value * keep).sum(1), own, edge, cell
 
 
 class AtomsEncoder(WeightEncoder):
     """Weight tokens `[B, S + A + latents, d_lm]`: one for each symbol's row, one for each answer's readout, and some latents."""
+
+    NOT_WEIGHTS = frozenset({"relu", "width", "has_head", "has_neuron", "has_length"})
 
     def __init__(self, config: EncoderConfig, d_lm: int):
         super().__init__()
         self.config = config
         w, k = config.width, config.channels
         self.n_rows = config.symbols + 2 + config.positions
-        self.n_lengths = config.lengths[1] - config.lengths[0] + 1
+        n_lengths = config.lengths[1] - config.lengths[0] + 1
+        rounds = range(config.rounds)
         self.row_name = nn.Parameter(torch.randn(self.n_rows, w) * 0.5)
         self.answer_name = nn.Parameter(torch.randn(config.answers, w) * 0.5)
+        self.lengths_in = nn.Linear(n_lengths, w)
         self.row_in = nn.Linear(2 + config.positions, w)
-        self.row_message = nn.ModuleList(nn.Linear(w, k) for _ in range(config.rounds))
-        self.answer_in = nn.ModuleList(_mlp(w + k + 1, w, w) for _ in range(config.rounds))
-        self.answer_message = nn.ModuleList(nn.Linear(w, k) for _ in range(config.rounds))
-        self.block = nn.ModuleList(_Block(w, k, self.n_lengths) for _ in range(config.rounds))
-        self.row_back = nn.ModuleList(_mlp(2 * w + k, w, w) for _ in range(config.rounds))
+        self.row_message = nn.ModuleList(nn.Linear(w, 2 * k) for _ in rounds)
+        self.meeting = nn.ModuleList(_Pairs(k + w + n_lengths * config.lengths[1], w + k + 1 + n_lengths, w, w) for _ in rounds)
+        self.answer_in = nn.ModuleList(_mlp(2 * w + k + 1 + n_lengths, w, w) for _ in rounds)
+        self.answer_message = nn.ModuleList(nn.Linear(w, 2 * k) for _ in rounds)
+        self.block = nn.ModuleList(_Block(w, k, n_lengths, config.lengths[1]) for _ in rounds)
+        self.meeting_back = nn.ModuleList(_Pairs(w + k, w, w, w) for _ in rounds)
+        self.relate = nn.ModuleList(_Pairs(RELATIONS + 1 + w, w, w, w) for _ in rounds)
+        self.row_back = nn.ModuleList(_mlp(4 * w + k, w, w) for _ in rounds)
         self.latent = nn.Parameter(torch.randn(config.latents, w) * 0.5)
         layer = lambda: nn.TransformerDecoderLayer(w, max(1, w // 32), 4 * w, 0.0, "gelu", batch_first=True, norm_first=True)  # noqa: E731
         self.layers = nn.ModuleList(layer() for _ in range(config.blocks))
-        self.kind = nn.Parameter(torch.randn(2, w) * 0.1)  # heads and neurons in the memory
+        self.kind = nn.Parameter(torch.randn(3, w) * 0.1)  # heads, neurons and meetings in the memory
         self.norm = nn.LayerNorm(w)
         self.out = nn.Linear(w, d_lm)
 
     @staticmethod
     def prepare(stack: Stack, config: EncoderConfig) -> Batch:
-        return fold(stack)
+        atoms = fold(stack)
+        rows = (config.symbols + 2 + config.positions, stack.width)  # inputs of the domain may be shorter than the oracle's
+        return atoms | {"rows": pad_to(atoms["rows"], rows), "has_length": lengths_of(stack, config.lengths)}
 
     @staticmethod
     def join(groups: list[Batch]) -> Batch:
@@ -130,33 +185,64 @@ class AtomsEncoder(WeightEncoder):
 
     def forward(self, batch: Batch) -> Float[Tensor, "B T d_lm"]:
         c, rows = self.config, batch["rows"]
-        B, S, layers = len(rows), c.symbols, batch["has_head"].shape[1]
+        asked = batch["has_length"]
+        B, S, A, layers = len(rows), c.symbols, c.answers, batch["has_head"].shape[1]
         special = rows[:, S:]
         row = self.row_name + self.row_in(rows @ special.transpose(1, 2) / (special.square().sum(-1).mean(1)[:, None, None] + 1e-12))
-        answer = self.answer_name.expand(B, -1, -1)
-        # What the answering position holds, for each length of the input: its query at block 0 is known exactly, up to the norm's scale.
-        queries = rows[:, S + 1, None] + special[:, 2 + c.lengths[0] + 1 : 2 + c.positions]
+        answer = self.answer_name + self.lengths_in(asked)[:, None]
         whole = {name: batch[name] for name in ("rows", "relu")}
         pieces = [whole | {name: x[:, i] for name, x in batch.items() if name in _PER_LAYER} for i in range(layers)]
+        blocks, logits = expected(batch, c.lengths, S)
+        by_place = asked.repeat_interleave(c.lengths[1], -1)[:, None, None]
+        scale = (batch["readouts"].square().sum(-1).mean(1, keepdim=True) + 1e-12).sqrt()
+        for piece, at in zip(pieces, blocks, strict=True):
+            piece["table"] = attention_table(at, c.positions) * by_place
+            piece["drive"] = at.drive.clamp(-12, 12) / 4 * asked[:, None]
+            piece["effect"] = at.effect.clamp(-12, 12) / 2 * by_place
+            piece["at_symbol"] = at.at_symbol.clamp(-12, 12) / 4
+            piece["direct"] = (at.direct / scale[..., None, None]).clamp(-10, 10) * by_place
+        logit = torch.cat([batch["logit_bias"][..., None], logits - logits.mean(1, keepdim=True)], -1)
+        logit = (logit / scale[..., None]).clamp(-10, 10) * nn.functional.pad(asked, (1, 0), value=1.0)[:, None]
         edges: list[Any] = [None] * layers
         cells: list[Any] = [None] * layers
+        meeting: Any = None
+        direct = torch.stack([piece["direct"] for piece in pieces]).sum(0)
         for turn, module in enumerate(self.block):
             block = cast(_Block, module)
-            stream = rows.transpose(1, 2) @ self.row_message[turn](row)  # [B, d, k]
+            to_shared, to_own = self.row_message[turn](row).chunk(2, -1)
+            shared = rows.transpose(1, 2) @ to_shared  # [B, d, k]
+            own = rows[:, :S, :, None] * to_own[:, :S, None]  # [B, S, d, k]
+            relation = torch.zeros(())
             for i in range(layers):
-                stream, edges[i], cells[i] = block.ahead(pieces[i], row, queries, stream, edges[i], cells[i])
-            seen = _unit(batch["readouts"] @ stream)
-            answer = answer + self.answer_in[turn](torch.cat([answer, seen, batch["logit_bias"][..., None]], -1))
-            back = batch["readouts"].transpose(1, 2) @ self.answer_message[turn](answer)
+                shared, own, edges[i], cells[i], related = block.ahead(pieces[i], row, S, shared, own, edges[i], cells[i])
+                relation = relation + related
+            seen = _unit(batch["readouts"] @ shared)
+            alone = _unit(batch["readouts"][:, None] @ own).transpose(1, 2)  # [B, A, S, k]
+            symbol = row[:, None, :S].expand(-1, A, -1, -1)
+            found = self.meeting[turn](torch.cat([alone, symbol, direct], -1), torch.cat([answer, seen, logit], -1))
+            meeting = found if meeting is None else meeting + found
+            answer = answer + self.answer_in[turn](torch.cat([answer, seen, logit, meeting.mean(2)], -1))
+            to_shared, to_own = self.answer_message[turn](answer).chunk(2, -1)
+            shared = batch["readouts"].transpose(1, 2) @ to_shared
+            own = batch["readouts"][..., None] * to_own[:, :, None]  # [B, A, d, k]
             for i in reversed(range(layers)):
-                back, edges[i], cells[i] = block.behind(pieces[i], back, edges[i], cells[i])
+                shared, own, edges[i], cells[i] = block.behind(pieces[i], A, shared, own, edges[i], cells[i])
+            alone = _unit(rows[:, None, :S] @ own)  # [B, A, S, k]
+            meeting = meeting + self.meeting_back[turn](torch.cat([meeting, alone], -1), answer)
             gathered = torch.stack([edge.sum(1) for edge in edges]).sum(0)
-            row = row + self.row_back[turn](torch.cat([row, gathered, _unit(rows @ back)], -1))
+            met = nn.functional.pad(meeting.mean(1), (0, 0, 0, self.n_rows - S))
+            eye = torch.eye(S, device=rows.device).expand(B, -1, -1)[..., None]
+            other = row[:, None, :S].expand(-1, S, -1, -1)
+            related = self.relate[turn](torch.cat([_unit(relation), eye, other], -1), row[:, :S]).mean(2)
+            related = nn.functional.pad(related, (0, 0, 0, self.n_rows - S))
+            row = row + self.row_back[turn](torch.cat([row, gathered, met, related, _unit(rows @ shared)], -1))
 
-        x = torch.cat([row[:, :S], answer, self.latent.expand(B, -1, -1)], 1)
+        x = torch.cat([row[:, :S], answer, self.latent + self.lengths_in(asked)[:, None]], 1)
         head = torch.stack([edge.mean(2) for edge in edges], 1).flatten(1, 2) + self.kind[0]
-        memory = torch.cat([row[:, S:], head, torch.stack(cells, 1).flatten(1, 2) + self.kind[1]], 1)
-        rest = rows.new_ones(B, self.n_rows - S)
+        neuron = torch.stack(cells, 1).flatten(1, 2) + self.kind[1]
+        met = (meeting + self.row_name[:S] + self.answer_name[:, None] + self.kind[2]).flatten(1, 2)
+        memory = torch.cat([row[:, S:], met, head, neuron], 1)
+        rest = rows.new_ones(B, self.n_rows - S + A * S)
         absent = torch.cat([rest, batch["has_head"].flatten(1), batch["has_neuron"].flatten(1)], 1) == 0
         for layer in self.layers:
             x = layer(x, memory, memory_key_padding_mask=absent if bool(absent.any()) else None)

@@ -2,11 +2,14 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from weight_oracle.targets.stack import Stack
+from weight_oracle.truth.domain import Domain
 
 Batch = dict[str, Tensor]
 
@@ -25,6 +28,11 @@ class EncoderConfig:
     blocks: int = 2  # of the transformer over the atoms
     latents: int = 4  # weight tokens beside those of symbols and answers
 
+    def reads(self, domain: Domain) -> bool:
+        """Whether it reads targets on this domain: as many symbols and answers, and no other lengths."""
+        low, high = domain.lengths
+        return (domain.symbols, domain.answers) == (self.symbols, self.answers) and self.lengths[0] <= low <= high <= self.lengths[1]
+
     @property
     def positions(self) -> int:
         return self.lengths[1] + 2
@@ -32,6 +40,8 @@ class EncoderConfig:
 
 class WeightEncoder(nn.Module, ABC):
     """Subclasses say how a stack is prepared, how its slots are renamed, and how it becomes weight tokens."""
+
+    NOT_WEIGHTS: ClassVar[frozenset[str]] = frozenset()  # entries of a batch that say what there is, and are no numbers of the target
 
     @staticmethod
     @abstractmethod
@@ -47,6 +57,20 @@ class WeightEncoder(nn.Module, ABC):
     @abstractmethod
     def rename(batch: Batch, symbols: Int[Tensor, "B S"], answers: Int[Tensor, "B A"]) -> Batch:
         """Slot i of the result is slot `symbols[b, i]` of the input: an exact symmetry of the task."""
+
+    @classmethod
+    def noisy(cls, batch: Batch, scale: float, generator: torch.Generator) -> Batch:
+        """Gaussian noise on all weights, for each target of a strength between 0 and `scale` times the RMS of each tensor.
+
+        Trained networks do not mind a few per cent, and an encoder that sees them shaken cannot know one by its last digits.
+        """
+        strength = scale * torch.rand(len(next(iter(batch.values()))), generator=generator)
+
+        def shaken(x: Tensor) -> Tensor:
+            size = (strength * x.flatten(1).square().mean(1).sqrt()).view(-1, *(1,) * (x.ndim - 1))
+            return x + size * torch.randn(x.shape, generator=generator) * (x != 0)  # padding stays zero
+
+        return {name: x if name in cls.NOT_WEIGHTS else shaken(x) for name, x in batch.items()}
 
     @abstractmethod
     def forward(self, batch: Batch) -> Float[Tensor, "B T d_lm"]: ...

@@ -26,7 +26,7 @@ def fold(stack: Stack) -> Atoms:
 
     rows [N, S+2+P, d] what embeds symbols, `<bos>`, `<ans>`, positions; readouts [N, A, d], logit_bias [N, A];
     qk [N, L, H, d, d] (query side first), qk_bias [N, L, H, d], ov [N, L, H, d, d] (reads, writes), attn_bias [N, L, d];
-    read, write [N, L, n, d], read_bias [N, L, n], mlp_bias [N, L, d]; relu [N]; has_head [N, L, H], has_neuron [N, L, n].
+    read, write [N, L, n, d], read_bias [N, L, n], mlp_bias [N, L, d]; relu [N]; width [N], which is d; has_head [N, L, H], has_neuron [N, L, n].
     """
     t = {k: v.double() for k, v in stack.tensors.items()}
     wte, wpe = t["transformer.wte.weight"], t["transformer.wpe.weight"]
@@ -71,9 +71,17 @@ def fold(stack: Stack) -> Atoms:
     atoms["readouts"] = _centred(_centred(head * t["transformer.ln_f.weight"][:, None], 1))
     atoms["logit_bias"] = _centred((head @ t["transformer.ln_f.bias"][..., None])[..., 0])
     atoms["relu"] = stack.relu.double()
+    atoms["width"] = torch.full((N,), float(d))
     atoms["has_head"] = torch.ones(atoms["qk"].shape[:3])
     atoms["has_neuron"] = torch.ones(atoms["read"].shape[:3])
     return {k: v.float() for k, v in atoms.items()}
+
+
+def lengths_of(stack: Stack, lengths: tuple[int, int]) -> Float[Tensor, "N K"]:
+    """Which of the lengths `lengths` are in the domain of the stack's targets: 1 or 0."""
+    low, high = stack.lengths
+    inside = [float(low <= n <= high) for n in range(lengths[0], lengths[1] + 1)]
+    return torch.tensor(inside).expand(len(stack), -1).clone()
 
 
 def pad_to(tensor: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -36,13 +36,14 @@ LEARNED = 0.99  # agreement with the chart, on chart-biased inputs, from which a
 def build_shard(recipe: Recipe, shard: int, device: str = "cpu") -> tuple[dict[str, torch.Tensor], list[dict]]:
     """Train one shard: stacked tensors `[N, ...]` and one row of truth for each target."""
     shape, schedule = shard_plan(recipe, shard)
+    longer = schedule.steps / recipe.steps[recipe.depths.index(shape.depth)]
     lengths = recipe.domain.all_lengths
     per_length = [Domain(shape.symbols, shape.answers, (n, n)) for n in lengths]
     charts, hypers, positions, starts, pools = [], [], [], [], []
     for index in range(shard * recipe.shard_size, (shard + 1) * recipe.shard_size):
         rng = target_rng(recipe, index)
         chart = draw_chart(recipe, rng)
-        hyper, n_positions = draw_hyper(recipe, rng)
+        hyper, n_positions = draw_hyper(recipe, rng, longer)
         count = (recipe.pool + recipe.checks) // len(lengths)
         pools.append([chart_inputs(chart, domain, rng, count) for domain in per_length])
         starts.append(initialise(shape, hyper, rng))
@@ -65,7 +66,7 @@ def build_shard(recipe: Recipe, shard: int, device: str = "cpu") -> tuple[dict[s
         truth = {"index": shard * recipe.shard_size + i, "chart": to_text(chart), "split": split_of(chart, recipe.domain)}
         truth |= {"ifs": n_ifs(chart), "kinds": " ".join(sorted({t.kind for t in tests(chart)})), "accuracy": accuracy[i]}
         truth |= {"learned": accuracy[i] >= LEARNED, "width": shape.width, "depth": shape.depth, "heads": shape.heads}
-        rows.append(truth | {"n_positions": positions[i], "dropout": schedule.dropout, **asdict(hypers[i])})
+        rows.append(truth | {"n_positions": positions[i], "dropout": schedule.dropout, "steps": schedule.steps, **asdict(hypers[i])})
     return {k: v.cpu() for k, v in params.items()}, rows
 
 

@@ -17,11 +17,11 @@ from weight_oracle.truth.flowchart import KINDS, FlowChart
 from weight_oracle.truth.sample import ChartDistribution, sample_chart
 
 _TRIES = 2000
-FORMAT = 1  # raised when the same recipe would give other bytes
+FORMAT = 2  # raised when the same recipe would give other bytes
 INITS = ("gpt2", "wide", "fan_in")
 ACTIVATIONS = ("gelu_new", "relu")
 SPLITS = ("train", "validation", "test")
-RANGES = ("lengths", "lr", "at", "count", "contains", "pattern")  # fields that are a lowest and a highest value
+RANGES = ("lengths", "clear_of", "lr", "at", "count", "contains", "pattern")  # fields that are a lowest and a highest value
 COMPARE = "compare it with the recipe.json of a zoo"
 
 
@@ -43,13 +43,15 @@ class Recipe:
     lr: tuple[float, float] = (0.005, 0.012)  # log-uniform
     weight_decays: tuple[float, ...] = (0.0, 0.01, 0.1)
     beta2s: tuple[float, ...] = (0.95, 0.99, 0.999)
-    steps: int = 700
+    steps: tuple[int, ...] = (700,)  # for each of the depths
+    lengthen: tuple[int, ...] = (1,)  # a shard has one of these times as many steps, at rates divided by 1 up to as much
     batch: int = 64
     pool: int = 8192  # training inputs of one target
     checks: int = 2048  # fresh inputs on which it is judged
     shard_size: int = 256
     seed: int = 0
     splits: tuple[str, ...] = ()  # draw charts of these splits alone; none named: whatever comes
+    clear_of: tuple[int, int] = (0, 0)  # and none that is in the test split of this range of lengths either; (0, 0): all may be
     compiled: bool = True
 
     @property
@@ -69,9 +71,9 @@ class Recipe:
 def shard_plan(recipe: Recipe, shard: int) -> tuple[Shape, Schedule]:
     """Shape and training schedule of one shard."""
     shape = recipe.shapes[shard % len(recipe.shapes)]
-    # Consecutive rounds over the shapes walk through the dropouts, so that every shape meets every dropout.
-    dropout = recipe.dropouts[(shard // len(recipe.shapes) + shard) % len(recipe.dropouts)]
-    return shape, Schedule(recipe.steps, recipe.batch, dropout=dropout)
+    rng = np.random.default_rng([recipe.seed, shard])
+    dropout, longer = float(rng.choice(recipe.dropouts)), int(rng.choice(recipe.lengthen))
+    return shape, Schedule(recipe.steps[recipe.depths.index(shape.depth)] * longer, recipe.batch, dropout=dropout)
 
 
 def target_rng(recipe: Recipe, index: int) -> np.random.Generator:
@@ -83,23 +85,30 @@ def draw_chart(recipe: Recipe, rng: np.random.Generator) -> FlowChart:
     """A target's chart; where the recipe names splits, with the number of tests drawn first, so that they stay equally frequent."""
     if not recipe.splits:
         return sample_chart(recipe.charts, recipe.domain, rng)
+    other = replace(recipe.domain, lengths=recipe.clear_of) if recipe.clear_of[1] else None
     few = replace(recipe.charts, ifs=(int(rng.choice(recipe.charts.ifs)),))
     for _ in range(_TRIES):
         chart = sample_chart(few, recipe.domain, rng)
-        if split_of(chart, recipe.domain) in recipe.splits:
+        if split_of(chart, recipe.domain) in recipe.splits and not (other and split_of(chart, other) == "test"):
             return chart
     raise UserError(f"found no chart of the splits {', '.join(recipe.splits)} with {few.ifs[0]} tests", hint="allow more tests or splits")
 
 
-def draw_hyper(recipe: Recipe, rng: np.random.Generator) -> tuple[Hyper, int]:
-    """A target's own settings, and its n_positions."""
+def draw_hyper(recipe: Recipe, rng: np.random.Generator, longer: float = 1) -> tuple[Hyper, int]:
+    """A target's own settings, and its n_positions; `longer` is the ratio of its steps to the recipe's."""
     pick = lambda options: options[rng.integers(len(options))]  # noqa: E731
-    lr = float(np.exp(rng.uniform(*np.log(recipe.lr))))
+    lr = float(np.exp(rng.uniform(*np.log(recipe.lr)) - rng.uniform() * np.log(longer)))
     hyper = Hyper(pick(recipe.inits), pick(recipe.activations), pick(recipe.tied), lr, pick(recipe.weight_decays), pick(recipe.beta2s))
     return hyper, pick(recipe.positions)
 
 
-_TINY = Recipe("charts-tiny", charts=ChartDistribution(kinds=("has", "first", "last", "count"), count=(2, 2)))
+_TINY = Recipe(
+    "charts-tiny",
+    charts=ChartDistribution(kinds=("has", "first", "last", "count"), count=(2, 2)),
+    inits=("gpt2", "gpt2", "wide", "fan_in"),
+    dropouts=(0.0, 0.1),
+    lengthen=(1, 1, 1, 1, 2, 6),
+)
 _SMALL = Recipe(
     "charts-small",
     domain=Domain(8, 4, (4, 6)),
@@ -107,19 +116,25 @@ _SMALL = Recipe(
     widths=(16, 32),
     depths=(1, 2),
     heads=(1, 2, 4),
-    steps=800,
-    batch=96,
+    steps=(2400, 900),  # one block learns `before` late
+    lr=(0.005, 0.015),
     shard_size=128,
 )
 RECIPES: dict[str, Recipe] = {
     r.name: r
     for r in (
         _TINY,
+        # what the oracle trains on, and what it is tested on: no target is trained in vain
+        replace(_TINY, name="charts-tiny-train", seed=10, splits=("train", "validation"), clear_of=_SMALL.domain.lengths),
+        replace(_TINY, name="charts-tiny-test", seed=11, splits=("test",)),
         replace(_TINY, name="charts-tiny-wide", widths=(24,), seed=1, splits=("test",)),  # a width never trained on
         replace(_TINY, name="charts-tiny-deep", depths=(2,), seed=2, splits=("test",)),  # a depth never trained on
         _SMALL,
+        replace(_SMALL, name="charts-small-train", seed=20, splits=("train", "validation"), clear_of=_TINY.domain.lengths),
+        replace(_SMALL, name="charts-small-narrow", widths=(16,), seed=22, splits=("train", "validation"), clear_of=_TINY.domain.lengths),
+        replace(_SMALL, name="charts-small-test", seed=21, splits=("test",)),
         replace(_SMALL, name="charts-small-wide", widths=(24,), seed=1, splits=("test",)),
-        replace(_SMALL, name="charts-small-deep", depths=(3,), seed=2, splits=("test",)),
+        replace(_SMALL, name="charts-small-deep", depths=(3,), steps=(800,), seed=2, splits=("test",)),
     )
 }
 
@@ -137,8 +152,10 @@ def recipe_from_dict(data: dict, where: str) -> Recipe:
     for given, known in choices:
         if unknown := {*given} - {*known}:
             raise UserError(f"{min(unknown)!r} is unknown", where=where, hint=f"choose among {', '.join(known)}")
-    if min(*recipe.widths, *recipe.depths, *recipe.heads, *recipe.lr, recipe.steps, recipe.shard_size) <= 0:
+    if min(*recipe.widths, *recipe.depths, *recipe.heads, *recipe.lr, *recipe.steps, *recipe.lengthen, recipe.shard_size) <= 0:
         raise UserError("sizes, steps and rates must be above 0", where=where)
+    if len(recipe.steps) != len(recipe.depths):
+        raise UserError(f"needs one number of steps for each of the {len(recipe.depths)} depths", where=where)
     if not recipe.shapes or min(recipe.positions) < recipe.domain.lengths[1] + 2:
         raise UserError("needs a width divisible by a number of heads, and positions for <bos>, the longest input and <ans>", where=where)
     if not len(recipe.domain.all_lengths) <= min(recipe.batch, recipe.checks) or recipe.pool < recipe.batch:

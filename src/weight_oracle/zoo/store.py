@@ -72,7 +72,7 @@ class Zoo:
         symbols, answers = tuple(range(shape.symbols)), tuple(range(shape.symbols, shape.symbols + shape.answers))
         bos, ans = shape.vocabulary - 2, shape.vocabulary - 1
         kept = {k: v[picked] for k, v in tensors.items()}
-        return Stack(kept, shape.depth, shape.heads, relu, symbols, answers, bos, ans, self.recipe.domain.lengths[1] + 2)
+        return Stack(kept, shape.depth, shape.heads, relu, symbols, answers, bos, ans, self.recipe.domain.lengths)
 
     def stacks(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, Stack]]:
         """The targets at positions `wanted` of `truths`, shard by shard: their positions, and the stack."""

@@ -1,0 +1,52 @@
+"""What a chart says of each symbol, as yes or no: a second lesson for the weight tokens that stand for symbols."""
+
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from weight_oracle.truth.flowchart import ANY, KINDS, FlowChart, If, Say
+
+_NUMBERS = {"at": 12, "count": 12, "before": 2}  # how many variants a kind has; the others have one
+_START = dict(zip(KINDS, np.cumsum([0, *(_NUMBERS.get(kind, 1) for kind in KINDS)]).tolist(), strict=False))
+_TESTS = sum(_NUMBERS.get(kind, 1) for kind in KINDS)
+
+
+def n_hints(answers: int) -> int:
+    """Every test a symbol can be in, whether it is in the first one, and each answer that follows at once when such a test is true or not."""
+    return _TESTS + 1 + 2 * answers
+
+
+@lru_cache(maxsize=1 << 16)
+def hints(chart: FlowChart, symbols: int, answers: int) -> Bool[np.ndarray, "symbols hints"]:
+    """One row for each symbol; see `n_hints`. For `before`, the variants are the two sides; numbers beyond 12 count as 12."""
+    found = np.zeros((symbols, n_hints(answers)), bool)
+
+    def visit(node: FlowChart, first: bool) -> None:
+        if isinstance(node, Say):
+            return
+        assert isinstance(node, If)
+        test = node.test
+        for place, symbol in enumerate(test.symbols):
+            if symbol == ANY:
+                continue
+            variant = place if test.kind == "before" else min(test.number, 12) - 1 if test.kind in _NUMBERS else 0
+            found[symbol, _START[test.kind] + variant] = True
+            found[symbol, _TESTS] |= first
+            for side, branch in enumerate((node.then, node.other)):
+                if isinstance(branch, Say):
+                    found[symbol, _TESTS + 1 + side * answers + branch.answer] = True
+        visit(node.then, False)
+        visit(node.other, False)
+
+    visit(chart, True)
+    found.flags.writeable = False
+    return found
+
+
+def rename_hints(rows: Bool[np.ndarray, "symbols hints"], symbols: Int[np.ndarray, " symbols"], answers: Int[np.ndarray, " answers"]):
+    """The hints of the renamed chart, whose slots `symbols[i]` and `answers[i]` are what slot i was."""
+    order = np.argsort(answers)
+    start = rows.shape[1] - 2 * len(answers)
+    columns = np.concatenate([np.arange(start), start + order, start + len(answers) + order])
+    return rows[np.argsort(symbols)][:, columns]

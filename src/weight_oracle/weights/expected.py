@@ -1,0 +1,108 @@
+"""The expected stream: where a target's heads and neurons work when every position holds the average over the symbols.
+
+A mean-field pass over the weights, without parameters and without inputs: each (symbol, position) carries its own residual stream, and
+attends to itself, to `<bos>`, and to earlier positions as mixtures of all symbols in equal shares. With one block, the scores and values
+are exact and only the company of other symbols is averaged; with more, so are the streams that later blocks see. Only inner products
+are formed, so every result is free of gauge.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from weight_oracle.weights.encoder import Batch
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One block at `<ans>`, for the K lengths of the domain and its n places (Kn = K times n, lengths before places).
+
+    symbols: the share of each head's attention that a symbol gets if it sits at a place (the others hold the average); bos, ans, places:
+    the shares of `<bos>`, of `<ans>`, and of each place. drive: the pre-activation of each neuron. effect: how much a symbol at a place
+    adds to it, beyond the average symbol, through this block's heads. direct: the same for the logits. at_symbol: the pre-activation at
+    the symbol itself.
+    """
+
+    symbols: Float[Tensor, "B H S Kn"]
+    bos: Float[Tensor, "B H K"]
+    ans: Float[Tensor, "B H K"]
+    places: Float[Tensor, "B H K n"]
+    drive: Float[Tensor, "B neurons K"]
+    effect: Float[Tensor, "B neurons S Kn"]
+    direct: Float[Tensor, "B A S Kn"]
+    at_symbol: Float[Tensor, "B neurons S n"]
+
+
+def _norm(x: Tensor, width: Tensor) -> Tensor:
+    """LayerNorm of centred streams [B, ..., d], whose padding is zero."""
+    return x * _scale(x, width)
+
+
+def _scale(x: Tensor, width: Tensor) -> Tensor:
+    return (width.view(-1, *(1,) * (x.ndim - 1)) / x.square().sum(-1, keepdim=True).clamp(min=1e-12)).sqrt()
+
+
+def _prior(S: int, lengths: tuple[int, int], device: torch.device) -> Tensor:
+    """Log-weights [U, U] of keys for queries: every (symbol, place), then `<bos>`, then `<ans>` for each length."""
+    low, n = lengths
+    place = torch.cat([torch.arange(1, n + 1, device=device).repeat(S), torch.tensor([0], device=device)])
+    place = torch.cat([place, torch.arange(low + 1, n + 2, device=device)])
+    inside = torch.zeros(len(place), dtype=torch.bool, device=device)
+    inside[: S * n] = True
+    log = torch.full((len(place), len(place)), float("-inf"), device=device)
+    log[(place[:, None] > place) & inside] = -float(torch.tensor(S).log())
+    log[:, S * n] = 0.0
+    return log.fill_diagonal_(0.0)
+
+
+@torch.no_grad()
+def expected(batch: Batch, lengths: tuple[int, int], S: int) -> tuple[list[Expected], Float[Tensor, "B A K"]]:
+    """The expected stream of prepared targets (see `fold.fold`), block by block, and the logits that it ends in."""
+    rows, width = batch["rows"], batch["width"]
+    low, n = lengths
+    K = n - low + 1
+    special = rows[:, S:]
+    grid = (rows[:, :S, None] + special[:, None, 3 : 3 + n]).flatten(1, 2)
+    ends = [special[:, :1] + special[:, 2:3], special[:, 1:2] + special[:, 3 + low : 4 + n]]
+    x = torch.cat([grid, *ends], 1)  # [B, U, d]
+    prior = _prior(S, lengths, rows.device)
+    found = []
+    for i in range(batch["qk"].shape[1]):
+        here = _norm(x, width)
+        score = (here[:, None] @ batch["qk"][:, i] + batch["qk_bias"][:, i, :, None]) @ here.transpose(1, 2)[:, None]  # [B, H, U, U]
+        weight = (score + prior).softmax(-1)
+        value = here[:, None] @ batch["ov"][:, i]  # [B, H, U, d]
+        x = x + (weight @ value).sum(1) + batch["attn_bias"][:, i, None]
+        asking = _scale(x[:, -K:], width)  # [B, K, 1]
+        read = _norm(x, width) @ batch["read"][:, i].transpose(1, 2) + batch["read_bias"][:, i, None]  # [B, U, neurons]
+        act = torch.where(batch["relu"][:, None, None] > 0, F.relu(read), F.gelu(read, approximate="tanh"))
+        x = x + act @ batch["write"][:, i] + batch["mlp_bias"][:, i, None]
+
+        given = weight[:, :, -K:]  # at <ans>
+        inside = given[..., : S * n].unflatten(-1, (S, n))
+        places = inside.sum(3)  # [B, H, K, n]
+        alone = S * inside / (1 - places[..., None, :] + S * inside).clamp(min=1e-6)
+        ans = given[..., -K:].diagonal(0, 2, 3)
+        symbols = alone.permute(0, 1, 3, 2, 4).flatten(3)
+        # what a symbol at a place adds to the stream at <ans>, beyond the average symbol
+        added = (alone[..., None] * value[:, :, None, : S * n].unflatten(3, (S, n))).sum(1)  # [B, K, S, n, d]
+        added = (added - added.mean(2, keepdim=True)) * asking[..., None, None]
+        spread = lambda reader: (added.flatten(1, 3) @ reader.transpose(1, 2)).transpose(1, 2).unflatten(2, (K, S, n)).transpose(2, 3).flatten(3)  # noqa: E731
+        inner = read[:, : S * n].transpose(1, 2).unflatten(2, (S, n))
+        drive = read[:, -K:].transpose(1, 2)
+        effects = spread(batch["read"][:, i]), spread(batch["readouts"])
+        found.append(Expected(symbols, given[..., S * n], ans, places, drive, *effects, inner))
+    return found, batch["readouts"] @ _norm(x[:, -K:], width).transpose(1, 2) + batch["logit_bias"][..., None]
+
+
+def attention_table(e: Expected, n_positions: int) -> Float[Tensor, "B H R Kn"]:
+    """The shares of `<ans>`'s attention, one row for each vocabulary row of `fold.fold`; zero for the two positions outside an input."""
+    B, H, K, n = e.places.shape
+    fill = lambda x: x[..., None].expand(-1, -1, -1, n).flatten(2)[:, :, None]  # noqa: E731
+    place = (e.places[..., None] * torch.eye(n, device=e.places.device)).movedim(3, 2).flatten(3)  # [B, H, n, K * n]
+    zero = place.new_zeros(B, H, 1, K * n)
+    rest = place.new_zeros(B, H, n_positions - n - 1, K * n)
+    return torch.cat([e.symbols, fill(e.bos), fill(e.ans), zero, place, rest], 2)

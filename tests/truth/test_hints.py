@@ -1,0 +1,37 @@
+"""Hints say of each symbol what the chart does with it, and go by its new name when the chart is renamed."""
+
+import numpy as np
+
+from weight_oracle.truth.domain import Domain
+from weight_oracle.truth.flowchart import rename
+from weight_oracle.truth.hints import hints, n_hints, rename_hints
+from weight_oracle.truth.parse import parse
+from weight_oracle.truth.sample import ChartDistribution, sample_chart
+
+
+def test_what_is_hinted_at():
+    found = hints(parse("if has a: say p else: if b before c: say q else: if count a >= 2: say r else: say p"), 4, 4)
+    assert found.shape == (4, n_hints(4))
+    assert found[3].sum() == 0  # d is not in it
+    a, b, c = (set(np.flatnonzero(row)) for row in found[:3])
+    assert len(a) == 6  # has, count 2, the first test; then p, then r, else p
+    assert len(b) == len(c) == 2 and len(b & c) == 1  # their side, and q when it is true
+    assert b & c < {n_hints(4) - 8 + i for i in range(4)}
+
+
+def test_a_test_is_hinted_at_its_number():
+    rows = [hints(parse(f"if {test}: say p else: say q"), 2, 4)[0] for test in ("at 2 is a", "at 3 is a", "count a >= 2", "count a >= 3")]
+    assert len({row.tobytes() for row in rows}) == 4 and all(row.sum() == 4 for row in rows)
+
+
+def test_wildcards_are_no_symbols():
+    assert hints(parse("if pattern a . b: say p else: say q"), 3, 4).any(1).tolist() == [True, True, False]
+
+
+def test_renaming_the_chart_renames_its_hints():
+    rng = np.random.default_rng(0)
+    domain = Domain(6, 4, (4, 5))
+    for _ in range(60):
+        chart = sample_chart(ChartDistribution(), domain, rng)
+        symbols, answers = rng.permutation(6), rng.permutation(4)
+        assert np.array_equal(rename_hints(hints(chart, 6, 4), symbols, answers), hints(rename(chart, symbols, answers), 6, 4))
