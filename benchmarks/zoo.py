@@ -227,7 +227,7 @@ def benchmark(config: Config) -> dict:
     shape, _ = shard_plan(recipe, 0)
     if len(recipe.domain.all_lengths) > 1:
         raise SystemExit("the plain ways know inputs of one length only: choose charts-tiny")
-    schedule = Schedule(config.steps or recipe.steps, recipe.batch)
+    schedule = Schedule(config.steps or recipe.steps[0], recipe.batch)
     ways = {
         "stacked": (train_stacked, config.stacked),
         "plain module, one by one": (train_plain, config.plain),

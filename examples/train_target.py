@@ -1,7 +1,7 @@
 """Trains one GPT-2 to follow a flow chart, with nothing but plain transformers: a network for the weight oracle to read.
 
     python examples/train_target.py chart.txt my-model
-    weight-oracle read my-model --lengths 6-6
+    weight-oracle read my-model
 
 The chart is `say ANSWER` or `if TEST: CHART else: CHART`, as in `if has a: say p else: if count b >= 2: say q else: say r`.
 The model sees `<bos> s1 … sn <ans>` and learns to say the chart's answer next.
@@ -96,6 +96,7 @@ def main():
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     sizes = {"vocab_size": len(vocabulary), "n_positions": 16, "n_embd": args.width, "n_layer": args.layers, "n_head": args.heads}
+    sizes["input_lengths"] = [shortest, longest]  # kept in config.json: what the network is for
     model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=vocabulary["<bos>"], eos_token_id=None))
 
     def encode(strings):

@@ -54,7 +54,9 @@ class TargetCommand(Command):
     target: TargetPath
     symbols: Annotated[Text, arg(metavar="A,B,C", help="Input symbols. Default: all that are no answers.")] = None
     answers: Annotated[Text, arg(metavar="P,Q", help="Answer symbols. Default: those of p, q, r, s that are there.")] = None
-    lengths: Annotated[Text, arg(metavar="LO-HI", help="Lengths of inputs. Default: the oracle's; verify: 4 to n_positions - 2.")] = None
+    lengths: Annotated[
+        Text, arg(metavar="LO-HI", help="Lengths of inputs. Default: those in config.json, the oracle's, or 4 to n_positions - 2.")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -141,7 +141,7 @@ def zoo_export(config: "cli.ZooExport") -> Output:
 
     zoo = open_zoo(config.zoo)
     target = zoo.target(config.index)
-    save_target(config.out, target.config, target.tensors, target.names)
+    save_target(config.out, target.config, target.tensors, target.names, lengths=target.domain.lengths)
     low, high = target.domain.lengths
     chart = next(t["chart"] for t in zoo.truths if t["index"] == config.index)
     data = {"checkpoint": config.out, "chart": chart, "lengths": [low, high]}

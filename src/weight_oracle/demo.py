@@ -136,8 +136,8 @@ def _shards(recipe: Recipe) -> Iterator[tuple[int, FlowChart]]:
 
 def _saved(target: Target, folder: Path) -> Target:
     """The target as it comes back from disk."""
-    save_target(folder, target.config, target.tensors, target.names)
-    return load_target(folder, lengths=target.domain.lengths)
+    save_target(folder, target.config, target.tensors, target.names, lengths=target.domain.lengths)
+    return load_target(folder)
 
 
 def _run(target: Target, inputs: np.ndarray, advance: Callable[[int], None]) -> np.ndarray:

@@ -6,14 +6,12 @@ import pytest
 import torch
 
 from weight_oracle.oracle.data import Collator, QuestionData
-from weight_oracle.oracle.model import ENCODERS
 
 WAYS = [("prefix", "atoms", None), ("residual", "atoms", None), ("prefix", "chunk", None), ("residual", "atoms", "gpt2")]
 
 
 def collated(model, codec, people, others: int, n: int = 4) -> dict:
     data = QuestionData(people, codec, n, seed=5, others=others, blind=0.0)
-    encoder = ENCODERS[model.config.encoder_config.encoding]
     return Collator(people, model.name_tokens(codec), 0)([data[i] for i in range(n)])
 
 

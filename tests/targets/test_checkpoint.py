@@ -79,6 +79,22 @@ def test_the_contract_of_a_loaded_target(tmp_path):
     assert torch.allclose(logits, target.logits(np.array([[4, 1]], np.int8)))
 
 
+def test_lengths_in_the_config_are_the_default(tmp_path):
+    target = load_target(save(tmp_path, hf_model()))
+    save_target(tmp_path / "own", target.config, target.tensors, target.names, lengths=(3, 5))
+    assert load_target(tmp_path / "own").domain.lengths == load_target(tmp_path / "own", usual=(4, 6)).domain.lengths == (3, 5)
+    assert load_target(tmp_path / "own", lengths=(2, 2), usual=(4, 6)).domain.lengths == (2, 2)
+    assert load_target(tmp_path, usual=(4, 6)).domain.lengths == (4, 6)
+    raw = json.loads((tmp_path / "own" / "config.json").read_text())
+    for broken in ([5, 3], [0, 3], [3], "3-5", [3.0, 5], [True, 5]):
+        (tmp_path / "own" / "config.json").write_text(json.dumps(raw | {"input_lengths": broken}))
+        with pytest.raises(UserError, match="input_lengths"):
+            load_target(tmp_path / "own")
+    (tmp_path / "own" / "config.json").write_text(json.dumps(raw | {"input_lengths": [3, 50]}))
+    with pytest.raises(UserError, match="do not fit"):
+        load_target(tmp_path / "own")
+
+
 def test_running_does_not_depend_on_the_batch_nor_on_the_state_of_torch(tmp_path):
     target = load_target(save(tmp_path, hf_model()))
     together, state = target.logits(INPUTS), torch.get_rng_state()

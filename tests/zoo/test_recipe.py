@@ -10,7 +10,17 @@ import pytest
 from weight_oracle.errors import UserError
 from weight_oracle.truth.canonical import split_of
 from weight_oracle.truth.domain import Domain
-from weight_oracle.zoo.recipe import RECIPES, Recipe, draw_chart, draw_hyper, find_recipe, recipe_from_dict, recipe_json, shard_plan, target_rng
+from weight_oracle.zoo.recipe import (
+    RECIPES,
+    Recipe,
+    draw_chart,
+    draw_hyper,
+    find_recipe,
+    recipe_from_dict,
+    recipe_json,
+    shard_plan,
+    target_rng,
+)
 
 
 @pytest.mark.parametrize("name", RECIPES)

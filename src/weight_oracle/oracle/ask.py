@@ -119,10 +119,10 @@ class Oracle:
     ) -> Target:
         """A target that this oracle can read. Raises `UserError` for one that it cannot.
 
-        Lengths default to all that the oracle reads, as far as the target has positions for them.
+        Lengths default to the target's `input_lengths`, and where it has none to all that the oracle reads.
         """
         if not isinstance(target, Target):
-            target = load_target(target, symbols, answers, lengths or self.settings.lengths)
+            target = load_target(target, symbols, answers, lengths, self.settings.lengths)
         c, d = self.settings, target.domain
         if not c.reads(d):
             what = f"has {d.symbols} symbols, {d.answers} answers and lengths {d.lengths[0]}-{d.lengths[1]}"

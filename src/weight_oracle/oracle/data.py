@@ -156,7 +156,8 @@ class QuestionData(Dataset):
             labels += [-100] * len(asked) + answer
             segment += [number] * (len(asked) + len(answer))
             place += range(len(asked) + len(answer))
-        return Example(target, symbols, answers, ids, labels, segment, place, bool(rng.random() < self.blind), int(rng.integers(1 << 62)), told)
+        blind, drawn = bool(rng.random() < self.blind), int(rng.integers(1 << 62))
+        return Example(target, symbols, answers, ids, labels, segment, place, blind, drawn, told)
 
     def _order(self, epoch: int) -> Int[np.ndarray, " N"]:
         """The targets of an epoch: batches of one shape in random order, what is left of each shape somewhere among them."""

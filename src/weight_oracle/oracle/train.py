@@ -213,7 +213,8 @@ def train(config: TrainConfig, progress: Callable[[int, int, dict], None] | None
     if config.backbone:
         _check_room(model, population, names, config.backbone)
     pad = codec.ids[PAD]
-    data = QuestionData(population, codec, config.steps * config.batch, config.seed, config.others, config.blind, config.rename, batch=config.batch)
+    length = config.steps * config.batch
+    data = QuestionData(population, codec, length, config.seed, config.others, config.blind, config.rename, batch=config.batch)
     check = QuestionData(held, codec, len(held), config.seed + 1, config.others, blind=0.0)
     bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()  # on CPUs autocast costs more than it saves at these widths
     out.mkdir(parents=True, exist_ok=True)
@@ -251,15 +252,19 @@ def train(config: TrainConfig, progress: Callable[[int, int, dict], None] | None
     trainer.collators = collate
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last if config.resume else None)
-    card = {
-        "training": asdict(replace(config, zoo=zoos[0].recipe.name, also=tuple(z.recipe.name for z in zoos[1:]), out="", resume=False, start=None)),
-        "zoos": [{"recipe": zoo.recipe.name, "hash": zoo.recipe.hash, "targets": len(pick(zoo, "train"))} for zoo in zoos],
-    }
-    card["training_targets"] = len(population)
-    if before:
-        card["after"] = before
+    card = _card(config, zoos, before) | {"training_targets": len(population)}
     Oracle(model, codec, card).save_pretrained(out)
     return out
+
+
+def _card(config: TrainConfig, zoos: Sequence[Zoo], before: dict[str, Any] | None) -> dict[str, Any]:
+    """How the oracle was made, without the paths of this machine; `before` is the same of the oracle that it started from."""
+    names = [zoo.recipe.name for zoo in zoos]
+    made = [
+        {"recipe": zoo.recipe.name, "hash": zoo.recipe.hash, "built": len(zoo.truths), "targets": len(pick(zoo, "train"))} for zoo in zoos
+    ]
+    training = asdict(replace(config, zoo=names[0], also=tuple(names[1:]), out="", resume=False, start=None))
+    return {"training": training, "zoos": made} | ({"after": before} if before else {})
 
 
 @dataclass(frozen=True)

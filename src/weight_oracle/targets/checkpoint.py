@@ -19,6 +19,7 @@ ANSWERS = ("p", "q", "r", "s")
 SPECIAL = re.compile(r"<.*>|\[.*\]")  # <pad>, [UNK]: written like markers, so no input symbols
 LONGEST_NAME = 32
 MOST_SYMBOLS = 127  # inputs are int8
+LENGTHS = "input_lengths"  # in a config.json: the shortest and the longest input that the network is for
 LONGEST = 12  # of the default domain: longer ones take a wish of the user's
 
 
@@ -27,11 +28,13 @@ def load_target(
     symbols: Sequence[str] | None = None,
     answers: Sequence[str] | None = None,
     lengths: tuple[int, int] | None = None,
+    usual: tuple[int, int] | None = None,
 ) -> Target:
     """The target in a Hugging Face folder: config.json, model.safetensors, and a WordLevel tokenizer.json that names `<bos>`, `<ans>`,
     the answers (default: those of p, q, r, s that are there) and the input symbols (default: all other names, markers like `<pad>` aside).
 
-    `lengths` defaults to 4 … n_positions - 2, at most 12. Raises UserError, one line with the file and the reason, for what cannot be read.
+    `lengths` defaults to the config's `input_lengths` where it has them, then to `usual`, then to 4 … n_positions - 2, at most 12.
+    Raises UserError, one line with the file and the reason, for what cannot be read.
     """
     folder = checkpoint_folder(path)
     config_file, names_file = folder / "config.json", folder / "tokenizer.json"
@@ -40,7 +43,18 @@ def load_target(
     if not names_file.exists():
         hint = "save a WordLevel tokenizer beside the model: it gives every symbol its name"
         raise UserError("there is no tokenizer.json, so the vocabulary has no names", where=str(folder), hint=hint)
+    lengths = lengths or _own_lengths(raw, str(config_file)) or usual
     return _name(family, config, tensors, read_vocabulary(names_file), symbols, answers, lengths, str(names_file))
+
+
+def _own_lengths(raw: Mapping[str, Any], where: str) -> tuple[int, int] | None:
+    own = raw.get(LENGTHS)
+    if own is None:
+        return None
+    if isinstance(own, list) and len(own) == 2 and all(type(n) is int for n in own) and 1 <= own[0] <= own[1]:
+        return own[0], own[1]
+    hint = "it must be the shortest and the longest length of an input, as in [4, 6]"
+    raise UserError(f"{LENGTHS} is {shown(own)}", where=where, hint=hint)
 
 
 def make_target(
@@ -62,8 +76,10 @@ def save_target(
     tensors: Mapping[str, torch.Tensor],
     names: Names,
     vocabulary: Mapping[str, int] | None = None,
+    lengths: tuple[int, int] | None = None,
 ) -> None:
-    """Writes a folder that `AutoModelForCausalLM` and `AutoTokenizer` load, in float32, with `vocabulary` (default: the zoo's).
+    """Writes a folder that `AutoModelForCausalLM` and `AutoTokenizer` load, in float32, with `vocabulary` (default: the zoo's), and
+    the `lengths` of inputs, if given, in the config.
 
     Tied when `lm_head.weight` is absent, or when it equals the embedding and the config does not untie them. An interrupted save leaves no
     folder that loads: config.json is removed first and written last. Raises UserError for what does not fit together or cannot be written.
@@ -75,7 +91,8 @@ def save_target(
     if checked["tie_word_embeddings"]:
         del weights["lm_head.weight"]
     vocabulary = dict(vocabulary or zoo_vocabulary(names))
-    tokens = {"bos_token_id": vocabulary[BOS], "eos_token_id": None, "pad_token_id": None}
+    about: dict[str, Any] = {LENGTHS: list(lengths)} if lengths else {}
+    tokens = about | {"bos_token_id": vocabulary[BOS], "eos_token_id": None, "pad_token_id": None}
     tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "model_max_length": checked["n_positions"]}
     files = {
         "model.safetensors": save(weights, metadata={"format": "pt"}),

@@ -13,7 +13,7 @@ _TESTS = sum(_NUMBERS.get(kind, 1) for kind in KINDS)
 
 
 def n_hints(answers: int) -> int:
-    """Every test a symbol can be in, whether it is in the first one, and each answer that follows at once when such a test is true or not."""
+    """Every test a symbol can be in, whether it is in the first one, and each answer that follows at once when its test is true or not."""
     return _TESTS + 1 + 2 * answers
 
 

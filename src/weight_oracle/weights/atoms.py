@@ -3,7 +3,7 @@
 A channel is a direction of the target's residual stream, written as a learned combination of what its atoms write (forward) or read
 (backward). An atom sees the stream only through inner products, so rotating the stream, or permuting heads and neurons, changes nothing;
 and targets of different widths look alike. Besides the channels that all share, every symbol has forward channels of its own, and every
-answer backward ones, all by the same parameters: exchanging symbols or answers exchanges their weight tokens and changes nothing else.
+answer backward ones, by the same parameters for all. Where heads look and where neurons work is taken from the expected stream.
 """
 
 from typing import Any, cast
@@ -18,8 +18,6 @@ from weight_oracle.weights.expected import attention_table, expected
 from weight_oracle.weights.fold import concatenate, fold, lengths_of, pad_to
 
 _PER_LAYER = ("qk", "qk_bias", "ov", "attn_bias", "read", "read_bias", "write", "mlp_bias", "has_head", "has_neuron")
-
-
 RELATIONS = 16  # numbers about two symbols that meet in a target's neurons
 
 
@@ -53,7 +51,8 @@ def _unit(x: Tensor, mask: Tensor | None = None) -> Tensor:
 class _Block(nn.Module):
     """One pass over one block of a target, there and back; all blocks of all targets share its parameters.
 
-    An *edge* is one head at one vocabulary row, a *cell* one neuron. Both keep a state [B, H, R, w] or [B, n, w] between passes.
+    An *edge* is one head at one vocabulary row, a *cell* one neuron. Both keep a state [B, H, R, w] or [B, n, w] between passes. A *pair*
+    is one neuron with one symbol (ahead) or one answer (behind); two symbols are related by the pairs that they have with the same neurons.
     """
 
     def __init__(self, width: int, k: int, lengths: int, places: int):
@@ -81,7 +80,8 @@ class _Block(nn.Module):
         key, query = rows @ qk.transpose(2, 3), rows @ qk  # [B, H, R, d]: what a query must hold to look at this row, and the reverse
         around = torch.cat([key @ shared[:, None], query @ shared[:, None]], -1)
         mine = torch.cat([(x[:, :, :S, None] @ own[:, None])[..., 0, :] for x in (key, query)], -1)
-        around = torch.cat([_unit(around, piece["has_head"]), nn.functional.pad(_unit(mine, piece["has_head"]), (0, 0, 0, rows.shape[2] - S))], -1)
+        mine = nn.functional.pad(_unit(mine, piece["has_head"]), (0, 0, 0, rows.shape[2] - S))
+        around = torch.cat([_unit(around, piece["has_head"]), mine], -1)
         bias = (rows @ piece["qk_bias"][..., None]).clamp(-30, 30) / 4
         state = row[:, None].expand(-1, qk.shape[1], -1, -1)
         state = state if edge is None else state + edge

@@ -58,6 +58,12 @@ def _prior(S: int, lengths: tuple[int, int], device: torch.device) -> Tensor:
     return log.fill_diagonal_(0.0)
 
 
+def _read(added: Tensor, reader: Tensor) -> Tensor:
+    """Inner products [B, readers, S, K * n] of directions [B, K, S, n, d] with readers [B, readers, d]."""
+    found = added.flatten(1, 3) @ reader.transpose(1, 2)
+    return found.transpose(1, 2).unflatten(2, added.shape[1:4]).transpose(2, 3).flatten(3)
+
+
 @torch.no_grad()
 def expected(batch: Batch, lengths: tuple[int, int], S: int) -> tuple[list[Expected], Float[Tensor, "B A K"]]:
     """The expected stream of prepared targets (see `fold.fold`), block by block, and the logits that it ends in."""
@@ -90,11 +96,10 @@ def expected(batch: Batch, lengths: tuple[int, int], S: int) -> tuple[list[Expec
         # what a symbol at a place adds to the stream at <ans>, beyond the average symbol
         added = (alone[..., None] * value[:, :, None, : S * n].unflatten(3, (S, n))).sum(1)  # [B, K, S, n, d]
         added = (added - added.mean(2, keepdim=True)) * asking[..., None, None]
-        spread = lambda reader: (added.flatten(1, 3) @ reader.transpose(1, 2)).transpose(1, 2).unflatten(2, (K, S, n)).transpose(2, 3).flatten(3)  # noqa: E731
         inner = read[:, : S * n].transpose(1, 2).unflatten(2, (S, n))
         drive = read[:, -K:].transpose(1, 2)
-        effects = spread(batch["read"][:, i]), spread(batch["readouts"])
-        found.append(Expected(symbols, given[..., S * n], ans, places, drive, *effects, inner))
+        effect, direct = (_read(added, reader) for reader in (batch["read"][:, i], batch["readouts"]))
+        found.append(Expected(symbols, given[..., S * n], ans, places, drive, effect, direct, inner))
     return found, batch["readouts"] @ _norm(x[:, -K:], width).transpose(1, 2) + batch["logit_bias"][..., None]
 
 

@@ -26,7 +26,7 @@ def fold(stack: Stack) -> Atoms:
 
     rows [N, S+2+P, d] what embeds symbols, `<bos>`, `<ans>`, positions; readouts [N, A, d], logit_bias [N, A];
     qk [N, L, H, d, d] (query side first), qk_bias [N, L, H, d], ov [N, L, H, d, d] (reads, writes), attn_bias [N, L, d];
-    read, write [N, L, n, d], read_bias [N, L, n], mlp_bias [N, L, d]; relu [N]; width [N], which is d; has_head [N, L, H], has_neuron [N, L, n].
+    read, write [N, L, n, d], read_bias [N, L, n], mlp_bias [N, L, d]; relu [N]; width [N] is d; has_head [N, L, H], has_neuron [N, L, n].
     """
     t = {k: v.double() for k, v in stack.tensors.items()}
     wte, wpe = t["transformer.wte.weight"], t["transformer.wpe.weight"]
