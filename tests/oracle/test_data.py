@@ -44,6 +44,21 @@ def test_each_target_once_an_epoch(people, codec):
     assert sorted(order[:n]) == sorted(order[n:]) == list(range(n)) and order[:n] != order[n:]
 
 
+def test_batches_hold_targets_of_one_shape(people, codec):
+    # 7 targets of a shape of their own, 2 of another, and the rest
+    group = np.array([0] * 7 + [1] * 2 + [2] * (len(people) - 9))
+    mixed = replace(people, groups=people.groups * 3, group=group, row=np.arange(len(people)))
+    data = QuestionData(mixed, codec, 1000, seed=0, others=0, batch=3)
+    rest = (len(people) - 9) // 3 * 3
+    assert data.epoch == 6 + rest  # two targets are too few for a batch of their own, and one of the seven is left over
+    order = np.array([data[i].target for i in range(2 * data.epoch)])
+    for batch in order.reshape(-1, 3):
+        assert len(set(group[batch])) == 1
+    assert len(set(order[: data.epoch])) == data.epoch and set(order[: data.epoch]) != set(order[data.epoch :])
+    both = QuestionData(replace(mixed, group=np.array([0] * 2 + [1] * 2 + [2] * (len(people) - 4))), codec, 1000, seed=0, others=0, batch=4)
+    assert any(set(both.population.group[[both[i + j].target for j in range(4)]]) == {0, 1} for i in range(0, both.epoch, 4))
+
+
 def test_questions_are_packed_one_after_another_and_only_answers_are_labels(people, codec):
     data = QuestionData(people, codec, 100, seed=3, others=2)
     separator, eos = codec.ids["<sep>"], codec.ids["<eos>"]

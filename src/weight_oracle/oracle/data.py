@@ -106,8 +106,8 @@ class Example:
 class QuestionData(Dataset):
     """`length` examples over a population: the flow chart of a target and `others` further questions about it.
 
-    Each run of `batch` examples is about targets of one shape, as far as their numbers allow, so that no batch is padded to the largest;
-    an epoch meets every target once, but for those that are left when it is cut into batches.
+    Each run of `batch` examples is about targets of one shape, so that no batch is padded to the largest; shapes with fewer targets than
+    that share batches. An epoch meets every target once, but for those that are left when it is cut into batches.
     """
 
     def __init__(
@@ -122,20 +122,22 @@ class QuestionData(Dataset):
         held_out: bool = False,
         batch: int = 1,
     ):
-        self.batch = min(batch, len(population))
+        rare = np.bincount(population.group) < batch
+        self.shape = np.where(rare[population.group], -1, population.group)
+        self.batch = min(batch, max(np.bincount(self.shape + 1)))
+        self.epoch = sum(n // self.batch * self.batch for n in np.bincount(self.shape + 1))
         self.population, self.codec, self.length, self.seed = population, codec, length, seed
         self.others, self.blind, self.rename, self.held_out = others, blind, rename, held_out
         self.kinds = [k for k in QUESTION_KINDS if k != "chart"]
         some = np.random.default_rng(seed).permutation(len(population))[:5000]
         self.balance = Balance.of([population.facts[i] for i in some])
-        self._epoch: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+        self._drawn: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, i: int) -> Example:
-        n = len(self.population) // self.batch * self.batch
-        target = int(self._order(i // n)[i % n])
+        target = int(self._order(i // self.epoch)[i % self.epoch])
         rng = np.random.default_rng([self.seed, i])
         known = self.population.facts[target]
         S, A = known.domain.symbols, known.domain.answers
@@ -159,18 +161,16 @@ class QuestionData(Dataset):
         blind, drawn = bool(rng.random() < self.blind), int(rng.integers(1 << 62))
         return Example(target, symbols, answers, ids, labels, segment, place, blind, drawn, told)
 
-    def _order(self, epoch: int) -> Int[np.ndarray, " N"]:
-        """The targets of an epoch: batches of one shape in random order, what is left of each shape somewhere among them."""
-        if self._epoch[0] != epoch:
+    def _order(self, epoch: int) -> Int[np.ndarray, " epoch"]:
+        """The targets of an epoch, batch by batch."""
+        if self._drawn[0] != epoch:
             rng = np.random.default_rng([self.seed, epoch, len(self.population)])
             targets = rng.permutation(len(self.population))
-            group = self.population.group[targets]
-            shapes = [targets[group == g] for g in range(len(self.population.groups))]
-            whole = [len(x) // self.batch * self.batch for x in shapes]
-            left = rng.permutation(np.concatenate([x[n:] for x, n in zip(shapes, whole, strict=True)]))
-            batches = np.concatenate([*(x[:n] for x, n in zip(shapes, whole, strict=True)), left[: len(left) // self.batch * self.batch]])
-            self._epoch = epoch, rng.permutation(batches.reshape(-1, self.batch)).ravel()
-        return self._epoch[1]
+            group = self.shape[targets]
+            shapes = [targets[group == g] for g in np.unique(self.shape)]
+            batches = np.concatenate([x[: len(x) // self.batch * self.batch] for x in shapes])
+            self._drawn = epoch, rng.permutation(batches.reshape(-1, self.batch)).ravel()
+        return self._drawn[1]
 
 
 @dataclass(frozen=True)
