@@ -19,7 +19,7 @@ CHART = "if has a: say p else: if count b >= 2: say q else: say r"
 def ignorant(nano_recipe, nano_oracle):
     """The oracle's card names its recipe; this one is no built-in, so the card has to name the file."""
     card = json.loads((nano_oracle / "oracle.json").read_text())
-    (nano_oracle / "oracle.json").write_text(json.dumps(card | {"zoo": card["zoo"] | {"recipe": str(nano_recipe)}}))
+    (nano_oracle / "oracle.json").write_text(json.dumps(card | {"zoos": [card["zoos"][0] | {"recipe": str(nano_recipe)}]}))
     return nano_oracle
 
 

@@ -8,6 +8,7 @@ from weight_oracle.evaluation.controls import CONTROLS, control, free_tokens, me
 from weight_oracle.evaluation.subjects import Subjects, draw_questions, encode, read_chart, reply
 from weight_oracle.oracle.data import Collator, Example, load_population, pick
 from weight_oracle.oracle.model import ENCODERS
+from weight_oracle.truth.hints import n_hints
 from weight_oracle.truth.phrasings import QUESTION_KINDS
 from weight_oracle.truth.questions import judge
 
@@ -36,7 +37,7 @@ def test_losses_are_those_of_training(oracle, codec, zoo, subjects, asked, blind
             labels += [-100] * len(text) + [x if f else -100 for x, f in zip(answer, free, strict=True)]
             segment += [number] * (len(text) + len(answer))
             place += range(len(text) + len(answer))
-        examples.append(Example(i, np.arange(4), np.arange(3), ids, labels, segment, place, blind))
+        examples.append(Example(i, np.arange(4), np.arange(3), ids, labels, segment, place, blind, 0, np.zeros((4, n_hints(3)), bool)))
     packed = oracle(**Collator(population, oracle.name_tokens(codec), 0)(examples)).loss
     ours = predict(subjects, asked, subjects.tokens, [a.subject for a in asked], blind)
     sums, counts = ours.nats(len(asked))

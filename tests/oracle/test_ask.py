@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from weight_oracle.errors import UserError
-from weight_oracle.oracle.ask import Answer, Oracle
+from weight_oracle.oracle.ask import FORMAT, Answer, Oracle
 from weight_oracle.targets.checkpoint import save_target
 from weight_oracle.truth.domain import Domain, Names
 from weight_oracle.truth.flowchart import to_text
@@ -33,7 +33,7 @@ def saved(oracle, tmp_path_factory) -> Path:
 
 def test_save_and_load(oracle, saved, targets):
     loaded = Oracle.from_pretrained(saved)
-    assert loaded.codec == oracle.codec and loaded.card == {"format": 1} | oracle.card
+    assert loaded.codec == oracle.codec and loaded.card == {"format": FORMAT} | oracle.card
     for name, tensor in loaded.model.state_dict().items():
         assert torch.equal(tensor, oracle.model.state_dict()[name]), name
     for question in QUESTIONS:

@@ -31,8 +31,8 @@ from weight_oracle.truth.phrasings import phrasing
 from weight_oracle.truth.questions import in_names
 from weight_oracle.truth.understand import understand
 
-BUNDLED = "charts-tiny"
-FORMAT = 1  # of an oracle's folder
+BUNDLED = "charts"
+FORMAT = 2  # of an oracle's folder
 MAX_IFS = 4  # in a chart that is read
 THRESHOLD = 0.5  # calibrated probability under which the oracle says that it does not know
 
