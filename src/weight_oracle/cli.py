@@ -125,6 +125,7 @@ class Eval(Command):
     targets: Annotated[Count, arg(help="Use only so many targets.")] = None
     held_out_phrasings: Annotated[bool, NO_HINT, arg(help="Ask in wordings never trained on.")] = False
     training: Annotated[Text, arg(metavar="ZOO", help="The zoo that the oracle was trained on, if it is another.")] = None
+    views: Annotated[int, arg(metavar="N", help="Renamings under which each question is asked.")] = 8
 
 
 @dataclass(frozen=True, kw_only=True)

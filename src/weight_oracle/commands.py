@@ -176,10 +176,11 @@ def evaluate(config: "cli.Eval") -> Output:
     oracle, zoo = _oracle(config.oracle), open_zoo(config.zoo)
     oracle.load(zoo.target(zoo.truths[0]["index"]))  # raises if it cannot read such targets
     training = open_zoo(config.training) if config.training else None
+    if config.views < 1:
+        raise UserError(f"--views {config.views}: a question is asked at least once", hint="give 1 or more", exit_code=2)
+    about = config.split, config.targets, config.seed or 0, config.held_out_phrasings, training
     with stages() as progress:
-        result = measure(
-            oracle.model, oracle.codec, zoo, config.split, config.targets, config.seed or 0, config.held_out_phrasings, training, progress
-        )
+        result = measure(oracle.model, oracle.codec, zoo, *about, progress, config.views)
     return Output({config.split: result}, table_text(result, get_terminal_size((120, 24)).columns))
 
 

@@ -31,7 +31,7 @@ TINY = Recipe(
     depths=(1, 2),
     positions=(5, 7),
     dropouts=(0.0, 0.1),
-    steps=(6,),
+    steps=(6, 6),
     batch=8,
     pool=64,
     checks=32,
@@ -146,7 +146,7 @@ def test_another_recipe_in_the_same_folder_is_refused(tmp_path):
     build_zoo(TINY, tmp_path, 8)
     before = contents(tmp_path)
     with pytest.raises(UserError, match="another recipe"):
-        build_zoo(replace(TINY, steps=(7,)), tmp_path, 8)
+        build_zoo(replace(TINY, steps=(7, 7)), tmp_path, 8)
     assert contents(tmp_path) == before
     (tmp_path / "recipe.json").write_text("{")
     with pytest.raises(UserError, match="another recipe"):

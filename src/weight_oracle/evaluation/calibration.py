@@ -70,7 +70,7 @@ def calibrate(
     codec: Codec,
     zoos: Sequence[Zoo],
     split: str | None = "validation",
-    n: int | None = 1000,
+    n: int | None = 400,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from weight_oracle.evaluation.verify import run_zoo, verify_stack
 from weight_oracle.oracle.data import pick
 from weight_oracle.oracle.model import WeightOracle
 from weight_oracle.oracle.tokenizer import Codec
+from weight_oracle.oracle.views import VIEWS
 from weight_oracle.truth.canonical import behaviour_key
 from weight_oracle.truth.flowchart import FlowChart
 from weight_oracle.truth.phrasings import QUESTION_KINDS
@@ -36,12 +37,14 @@ def evaluate(
     held_out_phrasings: bool = False,
     training: Zoo | None = None,
     progress: Progress | None = None,
+    n_views: int = VIEWS,
 ) -> dict[str, Any]:
     """Measures an oracle on the targets of a split (at most `n`), from their weights alone.
 
-    Losses (nats per free token of the flow chart) and questions are about the targets that learned their chart, for only of these is the
-    chart the truth; `charts` and `baselines` are over all of them, `charts.learned` and the breakdowns over those that learned. `agreement`
-    is with the true chart over the whole domain, `follows`, `follows_99` and `follows_leaf` come from running the targets.
+    Replies are the votes over `n_views` renamings (see `oracle.views`), losses are under the first. Losses (nats per free token of the
+    flow chart) and questions are about the targets that learned their chart, for only of these is the chart the truth; `charts` and
+    `baselines` are over all of them, `charts.learned` and the breakdowns over those that learned. `agreement` is with the true chart over
+    the whole domain, `follows`, `follows_99` and `follows_leaf` come from running the targets.
     `training` is the zoo of the oracle's training, for the baselines, the seen classes and the temperature (default: `zoo`).
     An oracle is `blind` when the 95 % interval of its gap reaches down to 1 % of its loss without weights, or when it reads no information.
     `balanced` is the mean over the numbers of tests, for a split by behaviour does not keep these equally frequent.
@@ -53,7 +56,7 @@ def evaluate(
         what = f"fewer than two targets of the {split} split have learned their chart"
         raise UserError(what, where=str(zoo.path), hint="build more targets")
     training = training or zoo
-    subjects = encode(oracle_model, codec, zoo, places, progress)
+    subjects = encode(oracle_model, codec, zoo, places, progress, n_views)
     asked = draw_questions(subjects, seed, held_out_phrasings)
     said = {name: reply(subjects, asked, blind=name == "none", progress=progress) for name in ("own", "none")}
     whole = [i for i, a in enumerate(asked) if a.question.kind == "chart"]
@@ -81,6 +84,7 @@ def evaluate(
         "split": split,
         "seed": seed,
         "held_out_phrasings": held_out_phrasings,
+        "views": n_views,
         "targets": len(places),
         "learned": int(learned.sum()),
         **losses,
@@ -135,7 +139,7 @@ def _losses(training: Zoo, subjects: Subjects, asked: Sequence[Asked], seed: int
     if not chart["shuffled"][1].any():
         raise UserError("all targets of the split follow the same chart", hint="build more targets")
     held = sample_places(pick(training, "validation"), _CALIBRATION_TARGETS, seed)
-    temperature = temperature_of(encode(subjects.model, subjects.codec, training, held, progress), seed, progress) if len(held) else 1.0
+    temperature = temperature_of(encode(subjects.model, subjects.codec, training, held, progress, 1), seed, progress) if len(held) else 1.0
     gained = chart["none"][0] - by_target(predictions["own"], "chart", temperature)[0]
     tokens = chart["shuffled"][1]  # 0 where no other target has another chart
     difference = np.where(tokens > 0, chart["shuffled"][0] - chart["own"][0], 0.0)

@@ -16,12 +16,13 @@ from weight_oracle.oracle.generate import Reply, generate
 from weight_oracle.oracle.grammar import ChartConstraint, Limits
 from weight_oracle.oracle.model import ENCODERS, WeightOracle
 from weight_oracle.oracle.tokenizer import Codec
+from weight_oracle.oracle.views import VIEWS, View, argument_in, draw_views, in_own_slots, tokens_of, vote
 from weight_oracle.truth.domain import Domain, default_names
 from weight_oracle.truth.facts import ChartFacts
 from weight_oracle.truth.flowchart import FlowChart
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import QUESTION_KINDS, phrasing
-from weight_oracle.truth.questions import Balance, Question, make_question
+from weight_oracle.truth.questions import Balance, Question, argument_text, make_question
 from weight_oracle.zoo.store import Zoo
 
 BATCH = 128
@@ -29,7 +30,10 @@ BATCH = 128
 
 @dataclass(frozen=True, eq=False)
 class Subjects:
-    """Targets of one zoo as the oracle sees them; `places` are their positions in `zoo.truths`, ascending."""
+    """Targets of one zoo as the oracle sees them; `places` are their positions in `zoo.truths`, ascending.
+
+    `tokens` are their weight tokens under the first view, which renames nothing, `renamed` those under the others (see `oracle.views`).
+    """
 
     model: WeightOracle
     codec: Codec
@@ -37,6 +41,8 @@ class Subjects:
     facts: tuple[ChartFacts, ...]
     places: np.ndarray
     tokens: Float[Tensor, "N T d"]
+    views: tuple[View, ...]
+    renamed: Float[Tensor, "others N T d"]
 
     def __len__(self) -> int:
         return len(self.facts)
@@ -49,8 +55,9 @@ class Subjects:
 
     def subset(self, chosen: np.ndarray) -> "Subjects":
         """The targets at these places among the subjects."""
-        tokens = self.tokens[torch.from_numpy(chosen).to(self.tokens.device)]
-        return replace(self, facts=tuple(self.facts[i] for i in chosen), places=self.places[chosen], tokens=tokens)
+        rows = torch.from_numpy(chosen).to(self.tokens.device)
+        tokens, renamed = self.tokens[rows], self.renamed[:, rows]
+        return replace(self, facts=tuple(self.facts[i] for i in chosen), places=self.places[chosen], tokens=tokens, renamed=renamed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +69,9 @@ class Asked:
 
 
 @torch.inference_mode()
-def encode(model: WeightOracle, codec: Codec, zoo: Zoo, wanted: np.ndarray, progress: Progress | None = None) -> Subjects:
+def encode(
+    model: WeightOracle, codec: Codec, zoo: Zoo, wanted: np.ndarray, progress: Progress | None = None, n_views: int = VIEWS
+) -> Subjects:
     """The targets at positions `wanted` of `zoo.truths` and their weight tokens; leaves the model in evaluation mode.
 
     Raises `UserError` for a zoo on another domain than the oracle's.
@@ -75,13 +84,16 @@ def encode(model: WeightOracle, codec: Codec, zoo: Zoo, wanted: np.ndarray, prog
         raise UserError(what, where=str(zoo.path), hint=hint)
     population = load_population(zoo, ENCODERS[settings.encoding], settings, np.sort(wanted))
     names = model.name_tokens(codec).to(model.device)
+    views = draw_views(n_views, settings.symbols, settings.answers)
     tokens = []
     for start in range(0, len(population), BATCH):
         batch = population.take(range(start, min(start + BATCH, len(population))))
-        tokens.append(model.weight_tokens({name: part.to(model.device) for name, part in batch.items()}, names))
+        batch = {name: part.to(model.device) for name, part in batch.items()}
+        tokens.append(torch.stack([tokens_of(model, batch, names, view) for view in views]))
         if progress:
             progress("encoding", min(start + BATCH, len(population)), len(population))
-    return Subjects(model, codec, domain, population.facts, population.places, torch.cat(tokens))
+    first, renamed = torch.cat(tokens, 1).split([1, len(views) - 1])
+    return Subjects(model, codec, domain, population.facts, population.places, first[0], views, renamed)
 
 
 def draw_questions(subjects: Subjects, seed: int = 0, held_out: bool = False, kinds: Sequence[str] = tuple(QUESTION_KINDS)) -> list[Asked]:
@@ -106,7 +118,21 @@ def reply(subjects: Subjects, asked: Sequence[Asked], blind: bool = False, progr
         distinct = {(a.question.kind == "chart", a.question.text): a for a in asked}
         said = dict(zip(distinct, _reply(subjects, list(distinct.values()), True, progress), strict=True))
         return [said[a.question.kind == "chart", a.question.text] for a in asked]
-    return _reply(subjects, asked, False, progress)
+    under: list[list[Reply]] = []
+    for number, view in enumerate(subjects.views):
+        seen = replace(subjects, tokens=subjects.renamed[number - 1]) if number else subjects
+        renamed = [Asked(a.subject, _as_asked(a.question, view)) for a in asked] if number else asked
+        count = lambda stage, done, total, n=number: progress(stage, n * total + done, len(subjects.views) * total) if progress else None  # noqa: E731
+        replies = _reply(seen, renamed, False, count)
+        own = [in_own_slots(view, a.question.kind, r.text, subjects.domain) for a, r in zip(asked, replies, strict=True)]
+        under.append([replace(r, text=text) for r, text in zip(replies, own, strict=True)])
+    return [vote(replies) for replies in zip(*under, strict=True)]
+
+
+def _as_asked(question: Question, view: View) -> Question:
+    """The question in the names of a view."""
+    argument = argument_in(view, question.kind, question.argument)
+    return replace(question, text=phrasing(question.kind, question.phrasing, argument_text(question.kind, argument)))
 
 
 def _reply(subjects: Subjects, asked: Sequence[Asked], blind: bool, progress: Progress | None) -> list[Reply]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +18,7 @@ from weight_oracle.oracle.generate import Reply, generate
 from weight_oracle.oracle.grammar import ChartConstraint, Limits
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, WeightOracleConfig
 from weight_oracle.oracle.tokenizer import SPECIALS, Codec, make_tokenizer
+from weight_oracle.oracle.views import VIEWS, argument_in, draw_views, in_own_slots, tokens_of, vote
 from weight_oracle.targets.checkpoint import load_target
 from weight_oracle.targets.safe import check_finite, read_json, read_safetensors, read_vocabulary, shown
 from weight_oracle.targets.stack import stack_targets
@@ -28,7 +29,7 @@ from weight_oracle.truth.flowchart import FlowChart, to_text
 from weight_oracle.truth.mermaid import mermaid
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import phrasing
-from weight_oracle.truth.questions import in_names
+from weight_oracle.truth.questions import argument_text, in_names
 from weight_oracle.truth.understand import understand
 
 BUNDLED = "charts"
@@ -60,10 +61,10 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A target's weight tokens, made once for many questions."""
+    """A target's weight tokens under every view (see `oracle.views`), made once for many questions."""
 
     target: Target
-    tokens: Float[Tensor, "1 T d"]
+    tokens: Float[Tensor, "views T d"]
 
 
 class Oracle:
@@ -73,6 +74,7 @@ class Oracle:
         self.model, self.codec, self.card = model.eval(), codec, card
         self.names = model.name_tokens(codec)
         self.settings = model.config.encoder_config
+        self.views = draw_views(VIEWS, self.settings.symbols, self.settings.answers)
 
     @classmethod
     def from_pretrained(cls, path: str | Path | None = None) -> "Oracle":
@@ -138,7 +140,7 @@ class Oracle:
             return target
         target = self.load(target, **names)
         batch = ENCODERS[self.settings.encoding].prepare(stack_targets([target]), self.settings)
-        return Encoded(target, self.model.weight_tokens(batch, self.names))
+        return Encoded(target, torch.cat([tokens_of(self.model, batch, self.names, view) for view in self.views]))
 
     def ask(self, target: "Target | Encoded | str | Path", question: str, **names: Any) -> Answer:
         """The answer to one question, in the target's names.
@@ -152,8 +154,9 @@ class Oracle:
         if asked.kind == "chart":
             reading = self.reading(target)
             return Answer(reading.text, reading.probability, reading.known, "chart")
-        encoded = self.encode(target)
-        reply = self._say(encoded, asked.text if asked.familiar else asked.canonical_text)
+        texts = [phrasing(asked.kind, 0, argument_text(asked.kind, argument_in(v, asked.kind, asked.argument))) for v in self.views[1:]]
+        # the user's own words are tried once, if they are known, and only where nothing in them has to be renamed
+        reply = self._say(self.encode(target), asked.kind, [asked.text if asked.familiar else asked.canonical_text, *texts])
         probability = apply_calibration(self.card.get("calibration", {}), asked.kind, reply.probability)
         return Answer(in_names(reply.text, known_as), probability, probability >= THRESHOLD, asked.kind)
 
@@ -165,15 +168,19 @@ class Oracle:
         """The flow chart with its probability and drawing."""
         encoded = self.encode(target, **names)
         target = encoded.target
-        reply = self._say(encoded, phrasing("chart", 0), self._constraint(target.domain.symbols, target.domain.answers))
+        constraint = self._constraint(target.domain.symbols, target.domain.answers)
+        reply = self._say(encoded, "chart", [phrasing("chart", 0)] * len(self.views), constraint)
         chart = canonical(parse(reply.text, default_names(target.domain.symbols, target.domain.answers)), target.domain)
         probability = apply_calibration(self.card.get("calibration", {}), "chart", reply.probability)
         known_as = Names(target.names.symbols, target.names.answers)
         return Reading(chart, to_text(chart, known_as), probability, probability >= THRESHOLD, mermaid(chart, known_as))
 
-    def _say(self, encoded: Encoded, text: str, constraint: ChartConstraint | None = None) -> Reply:
+    def _say(self, encoded: Encoded, kind: str, texts: list[str], constraint: ChartConstraint | None = None) -> Reply:
+        """The reply of the most views to one question, worded once for each."""
         longest = MAX_IFS * (self.settings.lengths[1] + 8) + 16  # tokens of a chart whose tests all name as many symbols as an input has
-        return generate(self.model, self.codec, encoded.tokens, [text], constraint=constraint, max_new_tokens=longest)[0]
+        replies = generate(self.model, self.codec, encoded.tokens, texts, constraint=constraint, max_new_tokens=longest)
+        own = [in_own_slots(view, kind, r.text, encoded.target.domain) for view, r in zip(self.views, replies, strict=True)]
+        return vote([replace(r, text=text) for r, text in zip(replies, own, strict=True)])
 
     def __repr__(self) -> str:
         c = self.settings

@@ -1,0 +1,87 @@
+"""One target under several names. How its symbols and answers are called is a symmetry of the task that training teaches but nothing
+enforces: so the oracle is asked under several renamings, and what most of its replies say, weighted by their probabilities, is its answer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from weight_oracle.errors import UserError
+from weight_oracle.oracle.generate import Reply
+from weight_oracle.oracle.model import ENCODERS, WeightOracle
+from weight_oracle.truth.canonical import canonical
+from weight_oracle.truth.domain import DEFAULT_NAMES, Domain
+from weight_oracle.truth.flowchart import leaves, mentioned_symbols, rename, to_text
+from weight_oracle.truth.parse import parse
+from weight_oracle.truth.phrasings import QUESTION_KINDS
+from weight_oracle.truth.questions import answer_set
+from weight_oracle.weights.encoder import Batch
+
+VIEWS = 8
+_WITHOUT_NAMES = frozenset(("yes", "no", "none", "always", "or"))
+
+
+@dataclass(frozen=True)
+class View:
+    """Slot i of the target goes by slot `symbols[i]` or `answers[i]` in what the oracle is told and says."""
+
+    symbols: tuple[int, ...]
+    answers: tuple[int, ...]
+
+
+def draw_views(n: int, symbols: int, answers: int) -> tuple[View, ...]:
+    """`n` renamings, always the same ones; the first renames nothing."""
+    rng = np.random.default_rng(0)
+    draw = lambda k: tuple(rng.permutation(k).tolist())  # noqa: E731
+    return (View(tuple(range(symbols)), tuple(range(answers))), *(View(draw(symbols), draw(answers)) for _ in range(n - 1)))
+
+
+def tokens_of(model: WeightOracle, batch: Batch, names: Tensor, view: View) -> Float[Tensor, "B T d"]:
+    """Weight tokens of prepared targets under a renaming."""
+    size = len(next(iter(batch.values())))
+    order = (torch.tensor(np.argsort(slots)).expand(size, -1).to(names.device) for slots in (view.symbols, view.answers))
+    return model.weight_tokens(ENCODERS[model.config.encoder_config.encoding].rename(batch, *order), names)
+
+
+def argument_in(view: View, kind: str, argument: Sequence[int]) -> tuple[int, ...]:
+    """The slots that a question names, as they go by in the view."""
+    slots = view.answers if QUESTION_KINDS[kind].argument == "answer" else view.symbols
+    return tuple(slots[i] for i in argument)
+
+
+def in_own_slots(view: View, kind: str, text: str, domain: Domain) -> str:
+    """A reply made under a view, in the target's own slots, and in one form for all replies that say the same.
+
+    A reply that makes no sense stays as it is.
+    """
+    symbols, answers = ({new: old for old, new in enumerate(slots)} for slots in (view.symbols, view.answers))
+    if kind == "chart":
+        try:
+            chart = parse(text)
+        except UserError:
+            return text
+        if not symbols.keys() >= set(mentioned_symbols(chart)) or not answers.keys() >= set(leaves(chart)):
+            return text
+        return to_text(canonical(rename(chart, symbols, answers), domain))
+    slot = {DEFAULT_NAMES.symbols[new]: DEFAULT_NAMES.symbols[old] for new, old in symbols.items()}
+    said = {DEFAULT_NAMES.answers[new]: old for new, old in answers.items()}
+    words = text.split()
+    if any(word not in slot and word not in said and word not in _WITHOUT_NAMES for word in words):
+        return text
+    if kind == "contains" and any(word in said for word in words):
+        return answer_set({said[word] for word in words if word in said})
+    words = [DEFAULT_NAMES.answers[said[word]] if word in said else slot.get(word, word) for word in words]
+    return " ".join(sorted(words) if kind == "symbols" else words)
+
+
+def vote(replies: Sequence[Reply]) -> Reply:
+    """The reply with the most probability over all views; its own is the mean over them, which is 0 where another thing was said."""
+    total: dict[str, float] = {}
+    for reply in replies:
+        total[reply.text] = total.get(reply.text, 0.0) + reply.probability
+    best = max(total, key=total.__getitem__)
+    return Reply(best, total[best] / len(replies))
