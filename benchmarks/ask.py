@@ -86,7 +86,7 @@ def benchmark(config: Config) -> dict:
     }
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "target"
-        save_target(folder, targets[0].config, targets[0].tensors, targets[0].names)
+        save_target(folder, targets[0].config, targets[0].tensors, targets[0].names, lengths=targets[0].domain.lengths)
         cold = [seconds(lambda: ask_cold(folder, config.oracle, questions["symbols"])) for _ in range(config.cold)]
     result: dict = {"goals": GOALS, "cold": {"symbols": median(cold)}, "warm": {}, "encoded": {}}
     for kind, question in questions.items():

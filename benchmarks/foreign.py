@@ -16,15 +16,13 @@ import numpy as np
 from tqdm import tqdm
 
 from weight_oracle.evaluation.metrics import wilson
-from weight_oracle.evaluation.subjects import encode, read_chart
+from weight_oracle.evaluation.subjects import draw_questions, encode, read_chart, reply
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.data import pick
-from weight_oracle.oracle.generate import generate
 from weight_oracle.truth.automaton import agreement
 from weight_oracle.truth.flowchart import FlowChart, n_ifs, to_text
 from weight_oracle.truth.interpret import run_one
 from weight_oracle.truth.parse import parse
-from weight_oracle.truth.phrasings import phrasing
 from weight_oracle.truth.sample import chart_inputs
 from weight_oracle.zoo.build import LEARNED
 from weight_oracle.zoo.recipe import draw_chart, find_recipe, replace
@@ -72,12 +70,10 @@ def measure(out: Path, count: int, zoo_path: str, oracle_path: str | None) -> di
         right["foreign"][n_ifs(chart)].append(agreement(chart, oracle.read(target), domain).overall >= 0.99)
     zoo = open_zoo(zoo_path)
     subjects = encode(oracle.model, oracle.codec, zoo, pick(zoo, "test"))
-    for start in range(0, len(subjects.facts), 256):
-        part = subjects.facts[start : start + 256]
-        replies = generate(oracle.model, oracle.codec, subjects.tokens[start : start + 256], [phrasing("chart", 0)] * len(part))
-        for known, reply in zip(part, replies, strict=True):
-            read = read_chart(reply.text, domain)
-            right["zoo"][n_ifs(known.chart)].append(read is not None and agreement(known.chart, read, domain).overall >= 0.99)
+    asked = draw_questions(subjects, kinds=["chart"])
+    for known, said in zip(subjects.facts, reply(subjects, asked), strict=True):
+        read = read_chart(said.text, domain)
+        right["zoo"][n_ifs(known.chart)].append(read is not None and agreement(known.chart, read, domain).overall >= 0.99)
     result: dict = {"foreign_trained": count, "foreign_learned": learned}
     for group, by_tests in right.items():
         present = {n: share(same) for n, same in by_tests.items() if same}
@@ -89,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--count", type=int, default=50)
-    parser.add_argument("--zoo", help="a charts-tiny zoo; without it the targets are only trained")
+    parser.add_argument("--zoo", help="a charts-tiny-test zoo; without it the targets are only trained")
     parser.add_argument("--oracle", help="default: the bundled one")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

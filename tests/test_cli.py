@@ -144,8 +144,20 @@ def test_eval(run, nano_oracle, nano_zoo):
     code, out, _ = run("eval", nano_oracle, nano_zoo, "--json")
     result = json.loads(out)["test"]
     assert code == 0 and {"loss", "gap", "information_read", "questions", "charts", "baselines", "targets", "learned"} <= result.keys()
-    code, out, _ = run("eval", nano_oracle, nano_zoo, "--targets", 12)
+    assert result["views"] == 8
+    code, out, _ = run("eval", nano_oracle, nano_zoo, "--targets", 12, "--views", 1)
     assert code == 0 and "nano" in out
+
+
+def test_training_goes_on_with_a_further_zoo(run, nano_oracle, nano_zoo, nano_recipe, tmp_path):
+    recipe = tmp_path / "more.json"
+    recipe.write_text(json.dumps(json.loads(nano_recipe.read_text()) | {"name": "more", "seed": 7, "shard_size": 8}))
+    assert run("zoo", "build", recipe, tmp_path / "more", "--count", 16)[0] == 0
+    options = ["--size", "tiny", "--steps", 1, "--batch", 4, "--json"]
+    code, out, _ = run("train", nano_zoo, tmp_path / "out", "--also", tmp_path / "more", "--start", nano_oracle, *options)
+    card = json.loads((tmp_path / "out" / "oracle.json").read_text())
+    assert code == 0 and json.loads(out)["targets"] == card["training_targets"] == sum(z["targets"] for z in card["zoos"])
+    assert [z["recipe"] for z in card["zoos"]] == ["nano", "more"] and card["after"]["training"]["steps"] == 2
 
 
 def test_names_of_the_targets_own(run, nano_target):
@@ -211,6 +223,7 @@ def test_a_target_that_cannot_be_read(complaint, nano_target, nano_oracle, tmp_p
         (["zoo", "build", "charts-tiny", "out", "--shards", "3:3"], "is not a range", 2),
         (["zoo", "build", "charts-tiny", "out", "--count", "0"], "at least 1", 2),
         (["zoo", "show", "nowhere"], "is not a zoo", 1),
+        (["train", "nowhere", "out"], "is not a zoo", 1),
         (["zoo", "export", "nowhere", "0", "out"], "is not a zoo", 1),
         (["train", "nowhere", "out"], "is not a zoo", 1),
         (["eval", "nowhere", "nowhere"], "is no oracle", 1),
@@ -226,7 +239,7 @@ def test_what_is_not_there(complaint, tmp_path, monkeypatch, arguments, says, co
 
 
 def test_a_target_that_the_oracle_was_not_made_for(complaint, nano_target, nano_oracle):
-    assert "2-2" in complaint("read", nano_target, "--oracle", nano_oracle, "--lengths", "2-2")
+    assert "1-3" in complaint("read", nano_target, "--oracle", nano_oracle, "--lengths", "1-3")
 
 
 def test_broken_zoos_and_recipes(complaint, nano_recipe, nano_zoo, nano_oracle, tmp_path):

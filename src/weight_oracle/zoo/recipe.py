@@ -128,7 +128,7 @@ RECIPES: dict[str, Recipe] = {
         replace(_TINY, name="charts-tiny-train", seed=10, splits=("train", "validation"), clear_of=_SMALL.domain.lengths),
         replace(_TINY, name="charts-tiny-test", seed=11, splits=("test",)),
         replace(_TINY, name="charts-tiny-wide", widths=(24,), seed=1, splits=("test",)),  # a width never trained on
-        replace(_TINY, name="charts-tiny-deep", depths=(2,), seed=2, splits=("test",)),  # a depth never trained on
+        replace(_TINY, name="charts-tiny-deep", depths=(3,), seed=2, splits=("test",)),  # a depth never trained on
         _SMALL,
         replace(_SMALL, name="charts-small-train", seed=20, splits=("train", "validation"), clear_of=_TINY.domain.lengths),
         replace(_SMALL, name="charts-small-narrow", widths=(16,), seed=22, splits=("train", "validation"), clear_of=_TINY.domain.lengths),
