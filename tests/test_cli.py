@@ -286,11 +286,11 @@ def test_a_reader_that_stops_reading():
 
 def test_ctrl_c_keeps_finished_shards(nano_recipe, tmp_path, run):
     recipe, zoo = tmp_path / "recipe.json", tmp_path / "zoo"
-    recipe.write_text(json.dumps(json.loads(nano_recipe.read_text()) | {"shard_size": 4, "steps": 60}))
+    recipe.write_text(json.dumps(json.loads(nano_recipe.read_text()) | {"shard_size": 4, "steps": [60]}))
     command = [*RUN, "zoo", "build", str(recipe), str(zoo), "--count", "100000", "--workers", "2"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         deadline = time.monotonic() + 240
-        while len(list(zoo.glob("shards/*[0-9]"))) < 2 and time.monotonic() < deadline:
+        while len(list(zoo.glob("shards/*[0-9]"))) < 2 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
         out, err = process.communicate(timeout=120)
