@@ -1,6 +1,8 @@
 """Draw an oracle's training log: loss on the training targets and on held-out behaviours (the validation split).
 
-    python benchmarks/curve.py docs/results/training-log.jsonl docs/training.svg
+    python benchmarks/curve.py docs/training.svg docs/results/training-1.jsonl docs/results/training-2.jsonl
+
+Several logs are drawn one after another, as trainings of which each started from the one before.
 """
 
 import json
@@ -13,10 +15,13 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 
-def main(log: Path, out: Path) -> None:
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+def main(out: Path, *logs: Path) -> None:
+    lines, start = [], 0
+    for log in logs:
+        lines += [line | {"step": line["step"] + start} for line in map(json.loads, log.read_text().splitlines())]
+        start = lines[-1]["step"]
     figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    labels = {"loss": "training (a tenth of the examples without weights)", "eval_loss": "validation: behaviours never trained on"}
+    labels = {"loss": "training (a tenth without weights; hints included)", "eval_loss": "validation: behaviours never trained on"}
     for key, label in labels.items():
         points = [(line["step"], line[key]) for line in lines if key in line]
         axis.plot(*zip(*points, strict=True), label=label, marker="." if key == "eval_loss" else None)
@@ -26,4 +31,4 @@ def main(log: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:3]))
+    main(*map(Path, sys.argv[1:]))

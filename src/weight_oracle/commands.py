@@ -180,7 +180,8 @@ def evaluate(config: "cli.Eval") -> Output:
         raise UserError(f"--views {config.views}: a question is asked at least once", hint="give 1 or more", exit_code=2)
     about = config.split, config.targets, config.seed or 0, config.held_out_phrasings, training
     with stages() as progress:
-        result = measure(oracle.model, oracle.codec, zoo, *about, progress, config.views)
+        temperature = oracle.card.get("calibration", {}).get("temperature", 1.0)
+        result = measure(oracle.model, oracle.codec, zoo, *about, progress, config.views, temperature)
     return Output({config.split: result}, table_text(result, get_terminal_size((120, 24)).columns))
 
 

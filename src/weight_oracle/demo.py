@@ -61,7 +61,7 @@ def run_demo(out: Path, oracle_path: str | None, seed: int | None, console: Cons
         oracle = Oracle.from_pretrained(oracle_path)
         recipe = find_recipe(oracle.card["zoos"][0]["recipe"])
     _step(console, 1, "A network is trained on a fresh flow chart")
-    trained = _train(replace(recipe, seed=seed, shard_size=2, splits=("test",), lengthen=(1,), compiled=False), console)
+    trained = _train(replace(recipe, seed=seed, shard_size=2, splits=("test",), clear_of=(0, 0), lengthen=(1,), compiled=False), console)
     domain, names = trained.target.domain, trained.target.names
     parameters = sum(tensor.numel() for tensor in trained.target.tensors.values())
     console.print(f"Its {parameters:,} numbers follow the chart on {percent(trained.accuracy)} of hard inputs.")

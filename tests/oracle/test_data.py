@@ -1,5 +1,6 @@
 """Examples are a function of (seed, i), and the renaming in the text is the renaming of the weights."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 
@@ -7,12 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from weight_oracle.oracle.data import Collator, QuestionData, pick
+from weight_oracle.oracle.data import Collator, QuestionData, pick, pick_apart
 from weight_oracle.oracle.model import ENCODERS
 from weight_oracle.targets.stack import stack_targets
+from weight_oracle.truth.canonical import behaviour_key, split_of
 from weight_oracle.truth.domain import default_names
 from weight_oracle.truth.interpret import run_one
 from weight_oracle.truth.parse import parse
+from weight_oracle.zoo.build import build_zoo
+from weight_oracle.zoo.recipe import recipe_from_dict
+from weight_oracle.zoo.store import open_zoo
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +55,13 @@ def test_batches_hold_targets_of_one_shape(people, codec):
     mixed = replace(people, groups=people.groups * 3, group=group, row=np.arange(len(people)))
     data = QuestionData(mixed, codec, 1000, seed=0, others=0, batch=3)
     rest = (len(people) - 9) // 3 * 3
-    assert data.epoch == 6 + rest  # two targets are too few for a batch of their own, and one of the seven is left over
+    assert data.epoch == 9 + rest  # two targets are too few for a batch of their own, and join the seven
     order = np.array([data[i].target for i in range(2 * data.epoch)])
     for batch in order.reshape(-1, 3):
-        assert len(set(group[batch])) == 1
+        assert len(set(np.maximum(group[batch], 1))) == 1
     assert len(set(order[: data.epoch])) == data.epoch and set(order[: data.epoch]) != set(order[data.epoch :])
+    lonely = QuestionData(replace(mixed, group=np.array([0] + [1] * 7 + [2] * (len(people) - 8))), codec, 1000, seed=0, others=0, batch=3)
+    assert 0 in [lonely[i].target for i in range(8 * lonely.epoch)]  # one target of its shape joins another shape's
     both = QuestionData(replace(mixed, group=np.array([0] * 2 + [1] * 2 + [2] * (len(people) - 4))), codec, 1000, seed=0, others=0, batch=4)
     assert any(set(both.population.group[[both[i + j].target for j in range(4)]]) == {0, 1} for i in range(0, both.epoch, 4))
 
@@ -79,6 +86,21 @@ def test_picks_learned_targets_of_one_split(zoo):
         learned, everyone = pick(zoo, split), pick(zoo, split, learned=False)
         assert set(learned) <= set(everyone) and all(zoo.truths[i]["split"] == split for i in everyone)
         assert all(zoo.truths[i]["learned"] for i in learned)
+
+
+def test_zoos_on_other_lengths_keep_their_splits_apart(nano_recipe, zoo, tmp_path):
+    """A test chart on one range of lengths is no training chart on another, and no validation target behaves like a training one."""
+    raw = json.loads(nano_recipe.read_text()) | {"name": "short", "seed": 3, "steps": [1], "shard_size": 300}
+    build_zoo(recipe_from_dict(raw | {"domain": raw["domain"] | {"lengths": [2, 2]}}, ""), tmp_path / "short", 300)
+    short = open_zoo(tmp_path / "short")
+    short.truths[:] = [row | {"learned": True} for row in short.truths]
+    alone = {split: pick(short, split) for split in ("train", "validation")}
+    apart = {split: pick_apart(short, split, [zoo, short]) for split in alone}
+    assert all(set(apart[split]) <= set(alone[split]) for split in alone) and 0 < len(apart["train"]) < len(alone["train"])
+    assert not any(split_of(short.charts[i], zoo.recipe.domain) == "test" for i in apart["train"])
+    seen = {behaviour_key(zoo.charts[i], zoo.recipe.domain) for i in pick(zoo, "train")}
+    assert not seen & {behaviour_key(short.charts[i], zoo.recipe.domain) for i in apart["validation"]}
+    assert np.array_equal(pick_apart(short, "train", [short]), alone["train"])
 
 
 @pytest.mark.parametrize("encoding", ["atoms", "chunk"])

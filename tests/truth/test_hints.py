@@ -1,12 +1,9 @@
-"""Hints say of each symbol what the chart does with it, and go by its new name when the chart is renamed."""
+"""Hints say of each symbol what the chart does with it."""
 
 import numpy as np
 
-from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.flowchart import rename
-from weight_oracle.truth.hints import hints, n_hints, rename_hints
+from weight_oracle.truth.hints import hints, n_hints
 from weight_oracle.truth.parse import parse
-from weight_oracle.truth.sample import ChartDistribution, sample_chart
 
 
 def test_what_is_hinted_at():
@@ -26,12 +23,3 @@ def test_a_test_is_hinted_at_its_number():
 
 def test_wildcards_are_no_symbols():
     assert hints(parse("if pattern a . b: say p else: say q"), 3, 4).any(1).tolist() == [True, True, False]
-
-
-def test_renaming_the_chart_renames_its_hints():
-    rng = np.random.default_rng(0)
-    domain = Domain(6, 4, (4, 5))
-    for _ in range(60):
-        chart = sample_chart(ChartDistribution(), domain, rng)
-        symbols, answers = rng.permutation(6), rng.permutation(4)
-        assert np.array_equal(rename_hints(hints(chart, 6, 4), symbols, answers), hints(rename(chart, symbols, answers), 6, 4))

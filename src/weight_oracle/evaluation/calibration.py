@@ -13,7 +13,7 @@ from weight_oracle.evaluation.controls import Predictions, control
 from weight_oracle.evaluation.metrics import Progress, chart_scores
 from weight_oracle.evaluation.subjects import Subjects, draw_questions, encode, read_chart, reply, sample_places
 from weight_oracle.oracle.calibrate import log_odds
-from weight_oracle.oracle.data import pick
+from weight_oracle.oracle.data import pick_apart
 from weight_oracle.oracle.model import WeightOracle
 from weight_oracle.oracle.tokenizer import Codec
 from weight_oracle.truth.domain import Domain
@@ -85,7 +85,7 @@ def calibrate(
     predictions = []
     targets = 0
     for zoo in zoos:
-        wanted = sample_places(np.concatenate([pick(zoo, name) for name in splits]), n, seed)
+        wanted = sample_places(np.concatenate([pick_apart(zoo, name, zoos) for name in splits]), n, seed)
         if not len(wanted):
             continue
         subjects = encode(oracle_model, codec, zoo, wanted, progress)

@@ -38,6 +38,7 @@ def evaluate(
     training: Zoo | None = None,
     progress: Progress | None = None,
     n_views: int = VIEWS,
+    temperature: float = 1.0,
 ) -> dict[str, Any]:
     """Measures an oracle on the targets of a split (at most `n`), from their weights alone.
 
@@ -45,7 +46,8 @@ def evaluate(
     flow chart) and questions are about the targets that learned their chart, for only of these is the chart the truth; `charts` and
     `baselines` are over all of them, `charts.learned` and the breakdowns over those that learned. `agreement` is with the true chart over
     the whole domain, `follows`, `follows_99` and `follows_leaf` come from running the targets.
-    `training` is the zoo of the oracle's training, for the baselines, the seen classes and the temperature (default: `zoo`).
+    `training` is the zoo of the oracle's training, for the baselines, the seen classes and the temperature (default: `zoo`); a zoo without
+    targets to train or to validate on leaves out the baselines, and takes the given `temperature`.
     An oracle is `blind` when the 95 % interval of its gap reaches down to 1 % of its loss without weights, or when it reads no information.
     `balanced` is the mean over the numbers of tests, for a split by behaviour does not keep these equally frequent.
     Raises `UserError` for a zoo on another domain than the oracle's, and where too few targets of a split learned their chart.
@@ -77,7 +79,7 @@ def evaluate(
     about = [Asked(int(number[asked[i].subject]), asked[i].question) for i in kept]
     right = {name: np.array([judge(asked[i].question, replies[i].text) for i in kept], float) for name, replies in said.items()}
     questions, question_intervals = _questions(about, right)
-    losses = _losses(training, subjects.subset(np.flatnonzero(learned)), about, seed, progress)
+    losses = _losses(training, subjects.subset(np.flatnonzero(learned)), about, seed, progress, temperature)
     loss_intervals = losses.pop("intervals")
     return {
         "zoo": {"recipe": zoo.recipe.name, "hash": zoo.recipe.hash},
@@ -121,7 +123,9 @@ def _questions(asked: Sequence[Asked], right: Mapping[str, np.ndarray]) -> tuple
     return result, {"overall": totals["own"], "prior_only": totals["none"], "by_kind": ranges}
 
 
-def _losses(training: Zoo, subjects: Subjects, asked: Sequence[Asked], seed: int, progress: Progress | None) -> dict[str, Any]:
+def _losses(
+    training: Zoo, subjects: Subjects, asked: Sequence[Asked], seed: int, progress: Progress | None, temperature: float
+) -> dict[str, Any]:
     """Controls, gap and information read, over the flow charts; and the controls' losses for every kind of question."""
     predictions = {name: control(name, subjects, asked, seed, progress) for name in CONTROLS}
     kind_of, target = np.array([a.question.kind for a in asked]), np.array([a.subject for a in asked])
@@ -139,7 +143,8 @@ def _losses(training: Zoo, subjects: Subjects, asked: Sequence[Asked], seed: int
     if not chart["shuffled"][1].any():
         raise UserError("all targets of the split follow the same chart", hint="build more targets")
     held = sample_places(pick(training, "validation"), _CALIBRATION_TARGETS, seed)
-    temperature = temperature_of(encode(subjects.model, subjects.codec, training, held, progress, 1), seed, progress) if len(held) else 1.0
+    if len(held):
+        temperature = temperature_of(encode(subjects.model, subjects.codec, training, held, progress, 1), seed, progress)
     gained = chart["none"][0] - by_target(predictions["own"], "chart", temperature)[0]
     tokens = chart["shuffled"][1]  # 0 where no other target has another chart
     difference = np.where(tokens > 0, chart["shuffled"][0] - chart["own"][0], 0.0)

@@ -112,8 +112,7 @@ class Oracle:
         (folder / "oracle.json").write_text(json.dumps({"format": FORMAT} | self.card, indent=1))
 
     @lru_cache(maxsize=8)  # noqa: B019 - one oracle lives as long as the process
-    def _constraint(self, symbols: int, answers: int) -> ChartConstraint:
-        longest = self.settings.lengths[1]
+    def _constraint(self, symbols: int, answers: int, longest: int) -> ChartConstraint:
         return ChartConstraint(self.codec, Limits(symbols, answers, longest, max_ifs=MAX_IFS, max_run=longest))
 
     def load(
@@ -149,8 +148,9 @@ class Oracle:
         """
         if isinstance(target, str | Path):
             target = self.load(target, **names)
-        known_as = (target.target if isinstance(target, Encoded) else target).names
-        asked = understand(question, known_as, self.settings.lengths)
+        own = target.target if isinstance(target, Encoded) else target
+        known_as = own.names
+        asked = understand(question, known_as, own.domain.lengths)
         if asked.kind == "chart":
             reading = self.reading(target)
             return Answer(reading.text, reading.probability, reading.known, "chart")
@@ -168,7 +168,7 @@ class Oracle:
         """The flow chart with its probability and drawing."""
         encoded = self.encode(target, **names)
         target = encoded.target
-        constraint = self._constraint(target.domain.symbols, target.domain.answers)
+        constraint = self._constraint(target.domain.symbols, target.domain.answers, target.domain.lengths[1])
         reply = self._say(encoded, "chart", [phrasing("chart", 0)] * len(self.views), constraint)
         chart = canonical(parse(reply.text, default_names(target.domain.symbols, target.domain.answers)), target.domain)
         probability = apply_calibration(self.card.get("calibration", {}), "chart", reply.probability)

@@ -1,4 +1,4 @@
-"""Training data: targets in memory, questions drawn on the fly, everything about example i a function of (seed, i)."""
+"""Training data: targets in memory, questions drawn on the fly, everything about example i a function of the seed, i and the batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from weight_oracle.oracle.tokenizer import Codec
+from weight_oracle.truth.canonical import behaviour_key, split_of
 from weight_oracle.truth.facts import ChartFacts, facts
-from weight_oracle.truth.hints import hints, rename_hints
+from weight_oracle.truth.hints import hints
 from weight_oracle.truth.phrasings import QUESTION_KINDS
 from weight_oracle.truth.questions import Balance, make_question
 from weight_oracle.weights.encoder import Batch, EncoderConfig, WeightEncoder
@@ -87,6 +88,22 @@ def pick(zoo: Zoo, split: str, learned: bool = True) -> np.ndarray:
     return np.array([i for i, t in enumerate(zoo.truths) if t["split"] == split and (t["learned"] or not learned)], dtype=np.int64)
 
 
+def pick_apart(zoo: Zoo, split: str, others: Sequence[Zoo]) -> Int[np.ndarray, " n"]:
+    """As `pick`, where an oracle is trained on `others` too, whose inputs may have other lengths, and so other splits.
+
+    No training target has a chart of the test split of any of them, and no other target behaves like a training target of one.
+    """
+    domains = [other.recipe.domain for other in others if other.recipe.domain != zoo.recipe.domain]
+    found = pick(zoo, split)
+    if split == "train":
+        apart = [not any(split_of(zoo.charts[i], domain) == "test" for domain in set(domains)) for i in found]
+    else:
+        apart_from = [other for other in others if other.recipe.domain in domains]
+        known = {(z.recipe.domain, behaviour_key(z.charts[i], z.recipe.domain)) for z in apart_from for i in pick(z, "train")}
+        apart = [not any((domain, behaviour_key(zoo.charts[i], domain)) in known for domain in set(domains)) for i in found]
+    return found[np.array(apart, bool)]
+
+
 @dataclass(frozen=True)
 class Example:
     """One target under one renaming, with packed questions: ids, labels (-100 where nothing is predicted), question number, place."""
@@ -99,7 +116,7 @@ class Example:
     segment: list[int]
     place: list[int]
     blind: bool
-    seed: int  # for what the collator draws
+    seed: int  # that of a batch's first example decides what the collator draws
     hints: np.ndarray  # what the chart says of each symbol of the questions: see `truth.hints`
 
 
@@ -122,7 +139,10 @@ class QuestionData(Dataset):
         held_out: bool = False,
         batch: int = 1,
     ):
-        rare = np.bincount(population.group) < batch
+        sizes = np.bincount(population.group, minlength=len(population.groups))
+        rare = sizes < batch
+        if 0 < sizes[rare].sum() < batch and not rare.all():  # together still too few: the least frequent of the other shapes joins them
+            rare |= sizes == sizes[~rare].min()
         self.shape = np.where(rare[population.group], -1, population.group)
         self.batch = min(batch, max(np.bincount(self.shape + 1)))
         self.epoch = sum(n // self.batch * self.batch for n in np.bincount(self.shape + 1))
@@ -150,7 +170,7 @@ class QuestionData(Dataset):
             question = make_question(kind, known, rng, *slots, held_out=self.held_out, balance=self.balance)
             if question is not None:
                 questions.append(question)
-        told = rename_hints(hints(known.chart, S, A), symbols, answers)
+        told = hints(known.renamed(*slots), S, A)
         ids, labels, segment, place = [], [], [], []
         for number, question in enumerate(q for q in questions if q is not None):
             asked, answer = self.codec.question(question.text), self.codec.answer(question.answer)

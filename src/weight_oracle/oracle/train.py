@@ -25,7 +25,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.ask import Oracle
-from weight_oracle.oracle.data import Collator, Population, QuestionData, load_population, pick, together
+from weight_oracle.oracle.data import Collator, Population, QuestionData, load_population, pick_apart, together
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, new_config
 from weight_oracle.oracle.tokenizer import BOS, EOS, PAD, SPECIALS, Codec, vocabulary
 from weight_oracle.weights.encoder import EncoderConfig
@@ -177,7 +177,7 @@ def _go_on_from(start: str, model: WeightOracle, codec: Codec) -> dict[str, Any]
 def _data(zoos: Sequence[Zoo], split: str, model: WeightOracle, most: int | None) -> Population:
     """The targets of a split that learned their chart, at most so many of each zoo."""
     settings = model.config.encoder_config
-    wanted = [(zoo, pick(zoo, split)[:most]) for zoo in zoos]
+    wanted = [(zoo, pick_apart(zoo, split, zoos)[:most]) for zoo in zoos]
     found = [load_population(zoo, ENCODERS[settings.encoding], settings, places) for zoo, places in wanted if len(places)]
     if not found:
         where = ", ".join(str(zoo.path) for zoo in zoos)
@@ -260,9 +260,7 @@ def train(config: TrainConfig, progress: Callable[[int, int, dict], None] | None
 def _card(config: TrainConfig, zoos: Sequence[Zoo], before: dict[str, Any] | None) -> dict[str, Any]:
     """How the oracle was made, without the paths of this machine; `before` is the same of the oracle that it started from."""
     names = [zoo.recipe.name for zoo in zoos]
-    made = [
-        {"recipe": zoo.recipe.name, "hash": zoo.recipe.hash, "built": len(zoo.truths), "targets": len(pick(zoo, "train"))} for zoo in zoos
-    ]
+    made = [{"recipe": zoo.recipe.name, "hash": zoo.recipe.hash, "built": len(zoo.truths)} for zoo in zoos]
     training = asdict(replace(config, zoo=names[0], also=tuple(names[1:]), out="", resume=False, start=None))
     return {"training": training, "zoos": made} | ({"after": before} if before else {})
 

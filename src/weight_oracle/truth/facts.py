@@ -98,9 +98,13 @@ class ChartFacts:
         return self.answers[self.behaviour.said[len(word)][state]]
 
     def text(self, symbols: Sequence[int], answers: Sequence[int]) -> str:
-        """The text of the chart's canonical form once slot i is called `symbols[i]`, and answer j `answers[j]` (default names)."""
+        """The text of `renamed` (default names)."""
+        return to_text(self.renamed(symbols, answers))
+
+    def renamed(self, symbols: Sequence[int], answers: Sequence[int]) -> FlowChart:
+        """The chart's canonical form once slot i is called `symbols[i]`, and answer j `answers[j]`."""
         new_symbols, new_answers = [symbols[i] for i in self.symbols], [answers[j] for j in self.answers]
-        return min(to_text(rename(tree, new_symbols, new_answers)) for tree in self.behaviour.trees)
+        return min((rename(tree, new_symbols, new_answers) for tree in self.behaviour.trees), key=to_text)
 
     def first_input(self, answer: int, order: Sequence[int]) -> tuple[int, ...] | None:
         """The shortest input that gets an answer, and of those the first when slot i is sorted by `order[i]`; None if there is none."""

@@ -1,9 +1,7 @@
 """What a chart says of each symbol, as yes or no: a second lesson for the weight tokens that stand for symbols."""
 
-from functools import lru_cache
-
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 
 from weight_oracle.truth.flowchart import ANY, KINDS, FlowChart, If, Say
 
@@ -17,7 +15,6 @@ def n_hints(answers: int) -> int:
     return _TESTS + 1 + 2 * answers
 
 
-@lru_cache(maxsize=1 << 16)
 def hints(chart: FlowChart, symbols: int, answers: int) -> Bool[np.ndarray, "symbols hints"]:
     """One row for each symbol; see `n_hints`. For `before`, the variants are the two sides; numbers beyond 12 count as 12."""
     found = np.zeros((symbols, n_hints(answers)), bool)
@@ -40,13 +37,4 @@ def hints(chart: FlowChart, symbols: int, answers: int) -> Bool[np.ndarray, "sym
         visit(node.other, False)
 
     visit(chart, True)
-    found.flags.writeable = False
     return found
-
-
-def rename_hints(rows: Bool[np.ndarray, "symbols hints"], symbols: Int[np.ndarray, " symbols"], answers: Int[np.ndarray, " answers"]):
-    """The hints of the renamed chart, whose slots `symbols[i]` and `answers[i]` are what slot i was."""
-    order = np.argsort(answers)
-    start = rows.shape[1] - 2 * len(answers)
-    columns = np.concatenate([np.arange(start), start + order, start + len(answers) + order])
-    return rows[np.argsort(symbols)][:, columns]

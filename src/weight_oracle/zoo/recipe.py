@@ -132,7 +132,7 @@ RECIPES: dict[str, Recipe] = {
         _SMALL,
         replace(_SMALL, name="charts-small-train", seed=20, splits=("train", "validation"), clear_of=_TINY.domain.lengths),
         replace(_SMALL, name="charts-small-narrow", widths=(16,), seed=22, splits=("train", "validation"), clear_of=_TINY.domain.lengths),
-        replace(_SMALL, name="charts-small-test", seed=21, splits=("test",)),
+        replace(_SMALL, name="charts-small-test", seed=21, splits=("test",), shard_size=96),
         replace(_SMALL, name="charts-small-wide", widths=(24,), seed=1, splits=("test",)),
         replace(_SMALL, name="charts-small-deep", depths=(3,), steps=(800,), seed=2, splits=("test",)),
     )
