@@ -181,7 +181,7 @@ def evaluate(config: "cli.Eval") -> Output:
     about = config.split, config.targets, config.seed or 0, config.held_out_phrasings, training
     with stages() as progress:
         temperature = oracle.card.get("calibration", {}).get("temperature", 1.0)
-        result = measure(oracle.model, oracle.codec, zoo, *about, progress, config.views, temperature)
+        result = measure(oracle.model, oracle.codec, zoo, *about, progress, config.views, temperature, oracle.expectation)
     return Output({config.split: result}, table_text(result, get_terminal_size((120, 24)).columns))
 
 

@@ -1,6 +1,7 @@
 """Fit what `oracle.calibrate` applies: how often replies of a given confidence are right, on targets the oracle has not trained on."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,24 @@ from torch import Tensor
 from weight_oracle.errors import UserError
 from weight_oracle.evaluation.controls import Predictions, control
 from weight_oracle.evaluation.metrics import Progress, chart_scores
-from weight_oracle.evaluation.subjects import Subjects, draw_questions, encode, read_chart, reply, sample_places
+from weight_oracle.evaluation.subjects import (
+    BATCH,
+    Subjects,
+    draw_questions,
+    encode,
+    read_chart,
+    reply,
+    sample_places,
+)
 from weight_oracle.oracle.calibrate import log_odds
-from weight_oracle.oracle.data import pick_apart
+from weight_oracle.oracle.data import pick, pick_apart
+from weight_oracle.oracle.generate import likelihood
 from weight_oracle.oracle.model import WeightOracle
+from weight_oracle.oracle.reconsider import Expectation, frequencies
 from weight_oracle.oracle.tokenizer import Codec
 from weight_oracle.truth.domain import Domain
+from weight_oracle.truth.flowchart import n_ifs, to_text
+from weight_oracle.truth.phrasings import phrasing
 from weight_oracle.truth.questions import Question, judge
 from weight_oracle.zoo.store import Zoo
 
@@ -81,6 +94,7 @@ def calibrate(
     targets, for a zoo with a seed of its own. Also gives the `temperature` of the chart's tokens. Raises `UserError` without such targets.
     """
     splits = [split] if split else ["train", "validation", "test"]
+    expectation = expect(oracle_model, codec, zoos, seed)
     said: dict[str, list[tuple[float, bool]]] = {}
     predictions = []
     targets = 0
@@ -88,7 +102,7 @@ def calibrate(
         wanted = sample_places(np.concatenate([pick_apart(zoo, name, zoos) for name in splits]), n, seed)
         if not len(wanted):
             continue
-        subjects = encode(oracle_model, codec, zoo, wanted, progress)
+        subjects = encode(oracle_model, codec, zoo, wanted, progress, expectation=expectation)
         asked = draw_questions(subjects, seed)
         for a, r in zip(asked, reply(subjects, asked, progress=progress), strict=True):
             said.setdefault(a.question.kind, []).append((r.probability, _right(a.question, r.text, subjects.domain)))
@@ -99,6 +113,7 @@ def calibrate(
         raise UserError(what, where=", ".join(str(zoo.path) for zoo in zoos), hint="build more targets")
     temperature = fit_temperature(torch.cat([p.logits for p in predictions]), torch.cat([p.ids for p in predictions]))
     result: dict[str, Any] = {"temperature": temperature, "targets": targets}
+    result["expectation"] = asdict(expectation)
     for kind, replies in sorted(said.items()):
         probabilities, right = zip(*replies, strict=True)
         result[kind] = fit_platt(probabilities, np.array(right))
@@ -109,3 +124,24 @@ def _right(question: Question, text: str, domain: Domain) -> bool:
     if question.kind != "chart":
         return judge(question, text)
     return bool(chart_scores([question.facts.chart], [read_chart(text, domain)], domain)["same_99"][0] > 0)
+
+
+@torch.inference_mode()
+def expect(model: WeightOracle, codec: Codec, zoos: Sequence[Zoo], seed: int = 0, n: int = 1024) -> Expectation:
+    """What the oracle expects of charts without any weights, from at most `n` charts that it was trained on."""
+    charts = [zoo.charts[i] for zoo in zoos for i in pick_apart(zoo, "train", zoos)]
+    if not charts:
+        return Expectation()
+    symbols = zoos[0].recipe.domain.symbols
+    plain = Expectation(frequencies(charts))
+    drawn = [charts[i] for i in np.random.default_rng(seed).permutation(len(charts))[:n]]
+    zoo = next(zoo for zoo in zoos if len(pick(zoo, "train")))
+    tokens = encode(model, codec, zoo, pick(zoo, "train")[:1], n_views=1).tokens.expand(BATCH, -1, -1)  # hidden, but places count from them
+    question = phrasing("chart", 0)
+    above: dict[str, list[float]] = {}
+    for start in range(0, len(drawn), BATCH):
+        part = drawn[start : start + BATCH]
+        said = likelihood(model, codec, tokens[: len(part)], question, [to_text(c) for c in part], blind=True)
+        for chart, expected in zip(part, said.tolist(), strict=True):
+            above.setdefault(str(n_ifs(chart)), []).append(expected - plain.frequency(chart, symbols))
+    return replace(plain, offset={ifs: float(np.mean(values)) for ifs, values in sorted(above.items())})

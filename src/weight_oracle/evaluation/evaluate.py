@@ -14,6 +14,7 @@ from weight_oracle.evaluation.subjects import Asked, Subjects, draw_questions, e
 from weight_oracle.evaluation.verify import run_zoo, verify_stack
 from weight_oracle.oracle.data import pick
 from weight_oracle.oracle.model import WeightOracle
+from weight_oracle.oracle.reconsider import Expectation
 from weight_oracle.oracle.tokenizer import Codec
 from weight_oracle.oracle.views import VIEWS
 from weight_oracle.truth.canonical import behaviour_key
@@ -39,10 +40,12 @@ def evaluate(
     progress: Progress | None = None,
     n_views: int = VIEWS,
     temperature: float = 1.0,
+    expectation: Expectation = Expectation(),  # noqa: B008 - frozen
 ) -> dict[str, Any]:
     """Measures an oracle on the targets of a split (at most `n`), from their weights alone.
 
-    Replies are the votes over `n_views` renamings (see `oracle.views`), losses are under the first. Losses (nats per free token of the
+    Replies are the votes over `n_views` renamings (see `oracle.views`; charts get a second look by `expectation`, see
+    `oracle.reconsider`), losses are under the first renaming, which is none. Losses (nats per free token of the
     flow chart) and questions are about the targets that learned their chart, for only of these is the chart the truth; `charts` and
     `baselines` are over all of them, `charts.learned` and the breakdowns over those that learned. `agreement` is with the true chart over
     the whole domain, `follows`, `follows_99` and `follows_leaf` come from running the targets.
@@ -58,7 +61,7 @@ def evaluate(
         what = f"fewer than two targets of the {split} split have learned their chart"
         raise UserError(what, where=str(zoo.path), hint="build more targets")
     training = training or zoo
-    subjects = encode(oracle_model, codec, zoo, places, progress, n_views)
+    subjects = encode(oracle_model, codec, zoo, places, progress, n_views, expectation)
     asked = draw_questions(subjects, seed, held_out_phrasings)
     said = {name: reply(subjects, asked, blind=name == "none", progress=progress) for name in ("own", "none")}
     whole = [i for i, a in enumerate(asked) if a.question.kind == "chart"]

@@ -15,6 +15,7 @@ from weight_oracle.oracle.data import load_population
 from weight_oracle.oracle.generate import Reply, generate
 from weight_oracle.oracle.grammar import ChartConstraint, Limits
 from weight_oracle.oracle.model import ENCODERS, WeightOracle
+from weight_oracle.oracle.reconsider import Considered, Expectation, consider
 from weight_oracle.oracle.tokenizer import Codec
 from weight_oracle.oracle.views import VIEWS, View, argument_in, draw_views, in_own_slots, tokens_of, vote
 from weight_oracle.truth.domain import Domain, default_names
@@ -43,6 +44,7 @@ class Subjects:
     tokens: Float[Tensor, "N T d"]
     views: tuple[View, ...]
     renamed: Float[Tensor, "others N T d"]
+    expectation: Expectation
 
     def __len__(self) -> int:
         return len(self.facts)
@@ -70,9 +72,12 @@ class Asked:
 
 @torch.inference_mode()
 def encode(
-    model: WeightOracle, codec: Codec, zoo: Zoo, wanted: np.ndarray, progress: Progress | None = None, n_views: int = VIEWS
+    model: WeightOracle, codec: Codec, zoo: Zoo, wanted: np.ndarray, progress: Progress | None = None, n_views: int = VIEWS,
+    expectation: Expectation = Expectation(),  # noqa: B008 - frozen
 ) -> Subjects:
     """The targets at positions `wanted` of `zoo.truths` and their weight tokens; leaves the model in evaluation mode.
+
+    With an `expectation`, charts that are read get a second look (see `oracle.reconsider`).
 
     Raises `UserError` for a zoo on another domain than the oracle's.
     """
@@ -93,7 +98,7 @@ def encode(
         if progress:
             progress("encoding", min(start + BATCH, len(population)), len(population))
     first, renamed = torch.cat(tokens, 1).split([1, len(views) - 1])
-    return Subjects(model, codec, domain, population.facts, population.places, first[0], views, renamed)
+    return Subjects(model, codec, domain, population.facts, population.places, first[0], views, renamed, expectation)
 
 
 def draw_questions(subjects: Subjects, seed: int = 0, held_out: bool = False, kinds: Sequence[str] = tuple(QUESTION_KINDS)) -> list[Asked]:
@@ -118,6 +123,27 @@ def reply(subjects: Subjects, asked: Sequence[Asked], blind: bool = False, progr
         distinct = {(a.question.kind == "chart", a.question.text): a for a in asked}
         said = dict(zip(distinct, _reply(subjects, list(distinct.values()), True, progress), strict=True))
         return [said[a.question.kind == "chart", a.question.text] for a in asked]
+    under = under_views(subjects, asked, progress)
+    replies = [vote(said) for said in under]
+    if subjects.expectation.tests:
+        whole = [i for i, a in enumerate(asked) if a.question.kind == "chart"]
+        for done, i in enumerate(whole):
+            considered = reconsidered(subjects, asked[i].subject, under[i])
+            replies[i] = considered.best() if considered else replies[i]
+            if progress and (done % 16 == 15 or done + 1 == len(whole)):
+                progress("comparing charts", done + 1, len(whole))
+    return replies
+
+
+def reconsidered(subjects: Subjects, subject: int, said: Sequence[Reply]) -> Considered | None:
+    """What fits one subject, from its replies under all views; see `oracle.reconsider`."""
+    tokens = torch.cat([subjects.tokens[None, subject], subjects.renamed[:, subject]])
+    about = subjects.expectation, subjects.domain, MAX_IFS
+    return consider(subjects.model, subjects.codec, tokens, subjects.views, said, *about)
+
+
+def under_views(subjects: Subjects, asked: Sequence[Asked], progress: Progress | None = None) -> list[tuple[Reply, ...]]:
+    """The replies to each question under every view, in the subject's own slots."""
     under: list[list[Reply]] = []
     for number, view in enumerate(subjects.views):
         seen = replace(subjects, tokens=subjects.renamed[number - 1]) if number else subjects
@@ -126,7 +152,7 @@ def reply(subjects: Subjects, asked: Sequence[Asked], blind: bool = False, progr
         replies = _reply(seen, renamed, False, count)
         own = [in_own_slots(view, a.question.kind, r.text, subjects.domain) for a, r in zip(asked, replies, strict=True)]
         under.append([replace(r, text=text) for r, text in zip(replies, own, strict=True)])
-    return [vote(replies) for replies in zip(*under, strict=True)]
+    return list(zip(*under, strict=True))
 
 
 def _as_asked(question: Question, view: View) -> Question:

@@ -17,6 +17,7 @@ from weight_oracle.oracle.calibrate import apply_calibration
 from weight_oracle.oracle.generate import Reply, generate
 from weight_oracle.oracle.grammar import ChartConstraint, Limits
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, WeightOracleConfig
+from weight_oracle.oracle.reconsider import Expectation, consider
 from weight_oracle.oracle.tokenizer import SPECIALS, Codec, make_tokenizer
 from weight_oracle.oracle.views import VIEWS, argument_in, draw_views, in_own_slots, tokens_of, vote
 from weight_oracle.targets.checkpoint import load_target
@@ -76,6 +77,11 @@ class Oracle:
         self.settings = model.config.encoder_config
         self.views = draw_views(VIEWS, self.settings.symbols, self.settings.answers)
 
+    @property
+    def expectation(self) -> Expectation:
+        """What charts are like, apart from any target, as its card has it."""
+        return Expectation.from_card(self.card)
+
     @classmethod
     def from_pretrained(cls, path: str | Path | None = None) -> "Oracle":
         """The oracle in a folder, or the bundled one. Raises `UserError` for anything that is not an oracle of this version."""
@@ -100,6 +106,7 @@ class Oracle:
             if wrong := set(missing) - tied | set(unexpected):
                 raise ValueError(f"its weights and config disagree about {min(wrong)}")
             model.backbone.tie_weights()
+            Expectation.from_card(card)
             return cls(model, Codec(tuple(sorted(ids, key=ids.__getitem__))), card)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise UserError(f"does not fit this version: {shown(str(error), 120)}", where=str(folder), hint="train it again") from error
@@ -180,7 +187,14 @@ class Oracle:
         longest = MAX_IFS * (self.settings.lengths[1] + 8) + 16  # tokens of a chart whose tests all name as many symbols as an input has
         replies = generate(self.model, self.codec, encoded.tokens, texts, constraint=constraint, max_new_tokens=longest)
         own = [in_own_slots(view, kind, r.text, encoded.target.domain) for view, r in zip(self.views, replies, strict=True)]
-        return vote([replace(r, text=text) for r, text in zip(replies, own, strict=True)])
+        replies = [replace(r, text=text) for r, text in zip(replies, own, strict=True)]
+        expectation = self.expectation
+        if kind == "chart" and expectation.tests:
+            about = self.views, replies, expectation, encoded.target.domain, MAX_IFS
+            considered = consider(self.model, self.codec, encoded.tokens, *about)
+            if considered is not None:
+                return considered.best()
+        return vote(replies)
 
     def __repr__(self) -> str:
         c = self.settings

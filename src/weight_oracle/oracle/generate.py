@@ -70,3 +70,24 @@ def generate(
     ended = (said == eos).cumsum(1) - (said == eos).long() > 0  # after the end
     total = chosen.masked_fill(ended, 0).sum(1)
     return [Reply(codec.decode(row), float(p)) for row, p in zip(said.tolist(), total.exp(), strict=True)]
+
+
+@torch.inference_mode()
+def likelihood(
+    model: WeightOracle, codec: Codec, tokens: Float[Tensor, "B T d"], question: str, answers: Sequence[str], blind: bool = False
+) -> Float[Tensor, " B"]:
+    """Log-probability of one answer to a question for each row of weight tokens; `blind` hides them."""
+    asked, said = codec.question(question), [codec.answer(text) for text in answers]
+    size, T, device = max(map(len, said)), tokens.shape[1], tokens.device
+    pad = codec.ids[PAD]
+    ids = torch.tensor([asked + words + [pad] * (size - len(words)) for words in said], device=device)
+    seen = torch.ones(len(said), T + ids.shape[1], dtype=torch.long, device=device)
+    seen[:, :T] = int(not blind)
+    place = torch.arange(seen.shape[1], device=device).expand_as(seen)
+    with model.injected(tokens):
+        embeds = torch.cat([model.prefix(tokens), model.backbone.get_input_embeddings()(ids).to(tokens.dtype)], 1)
+        logits = model.backbone(inputs_embeds=embeds, attention_mask=seen, position_ids=place, use_cache=False).logits
+    logs = logits[:, T + len(asked) - 1 : -1].float().log_softmax(-1)
+    words = ids[:, len(asked) :]
+    there = torch.arange(size, device=device) < torch.tensor([[len(words)] for words in said], device=device)
+    return (logs.gather(2, words[..., None])[..., 0] * there).sum(1)

@@ -1,0 +1,155 @@
+"""A second look at a chart that was read: does one like it fit the weights better?
+
+An oracle never says, of its own accord, a kind of chart that it has never met: where all charts of one test `count a >= 2` belong to the
+test split, it has learned that such charts do not exist, whatever the weights say. What it has learned to expect shows without any
+weights; what charts are like shows in the frequencies of their tests. Where it expects a chart less than those say, the difference is a
+gap in its training, and is given back: p(chart | weights) times p(chart) by frequency over p(chart) as expected, which is Bayes' rule for
+a prior that has changed. Charts that differ from the replies in one test are compared so, by their likelihoods under a few renamings.
+Nothing here knows the splits, and only weights are looked at: the target is not run.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from weight_oracle.errors import UserError
+from weight_oracle.oracle.generate import Reply, likelihood
+from weight_oracle.oracle.model import WeightOracle
+from weight_oracle.oracle.tokenizer import Codec
+from weight_oracle.oracle.views import View
+from weight_oracle.truth.canonical import canonical
+from weight_oracle.truth.domain import Domain
+from weight_oracle.truth.flowchart import FlowChart, If, Say, Test, mentioned_symbols, n_ifs, rename, tests, to_text
+from weight_oracle.truth.parse import parse
+from weight_oracle.truth.phrasings import phrasing
+
+VIEWS_COMPARED = 3
+_NARROW = ("before",)  # kinds with two symbols
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What charts are like, apart from any target. Made by `evaluation.calibration`, kept in the oracle's card.
+
+    `tests`: how frequent each kind of test is, by its kind and number ("has", "at 2"); `offset`: by the number of tests, what the
+    oracle's expectation of a chart is above the sum of its tests' log-frequencies, on average over its training.
+    """
+
+    tests: Mapping[str, float] = field(default_factory=dict)
+    offset: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def from_card(cls, card: Mapping[str, Any]) -> "Expectation":
+        """Raises KeyError or TypeError where the card holds none."""
+        return cls(**card.get("calibration", {}).get("expectation", {}))
+
+    @cached_property
+    def options(self) -> tuple[tuple[str, int], ...]:
+        """Kinds and numbers of the tests that occur."""
+        parts = (name.split() for name in self.tests)
+        return tuple((kind, int(number[0]) if number else 0) for kind, *number in parts)
+
+    def frequency(self, chart: FlowChart, symbols: int) -> float:
+        """Sum of the log-frequencies of the chart's tests, their symbols drawn uniformly."""
+        rarest = min(self.tests.values(), default=1.0)
+        ways = lambda t: math.log(symbols) + (math.log(max(symbols - 1, 1)) if t.kind in _NARROW else 0)  # noqa: E731
+        return sum(math.log(self.tests.get(label(t), rarest)) - ways(t) for t in tests(chart))
+
+    def gap(self, chart: FlowChart, expected: float, symbols: int) -> float:
+        """Nats by which the chart is expected less than its tests' frequencies say; `expected`: its log-probability without weights."""
+        offset = self.offset.get(str(n_ifs(chart)))
+        return 0.0 if offset is None else max(0.0, self.frequency(chart, symbols) + offset - expected)
+
+
+def label(test: Test) -> str:
+    return f"{test.kind} {test.number}" if test.number else test.kind
+
+
+def frequencies(charts: Iterable[FlowChart]) -> dict[str, float]:
+    """Share of each kind of test in all tests of some charts."""
+    counts = Counter(label(test) for chart in charts for test in tests(chart))
+    return {name: n / counts.total() for name, n in sorted(counts.items())}
+
+
+def variants(chart: FlowChart, options: Sequence[tuple[str, int]]) -> set[FlowChart]:
+    """The charts in which one test is another one of the same symbols, or is gone."""
+    named = mentioned_symbols(chart)
+
+    def others(test: Test) -> Iterable[Test]:
+        for kind, number in options:
+            if kind in _NARROW:
+                pairs = {(a, b) for a in test.symbols for b in named if a != b} | {(b, a) for a in test.symbols for b in named if a != b}
+                yield from (Test(kind, pair) for pair in sorted(pairs))
+            elif kind not in ("contains", "pattern"):
+                yield from (Test(kind, (symbol,), number) for symbol in test.symbols if symbol >= 0)
+
+    def at(node: FlowChart) -> Iterable[FlowChart]:
+        if isinstance(node, Say):
+            return
+        yield from (node.then, node.other)
+        yield from (replace(node, test=test) for test in others(node.test) if test != node.test)
+        yield from (replace(node, then=then) for then in at(node.then))
+        yield from (replace(node, other=other) for other in at(node.other))
+
+    return {found for found in at(chart) if isinstance(found, If)}
+
+
+def candidates(replies: Sequence[Reply], expectation: Expectation, domain: Domain, most_ifs: int) -> list[FlowChart]:
+    """The charts that were said, and those near the two that were said with most probability; all canonical, none longer than allowed."""
+    said: dict[FlowChart, float] = {}
+    for reply in replies:
+        try:
+            chart = canonical(parse(reply.text), domain)
+        except UserError:
+            continue
+        said[chart] = said.get(chart, 0.0) + reply.probability
+    best = sorted(said, key=said.__getitem__, reverse=True)[:2]
+    near = {canonical(c, domain) for chart in best for c in variants(chart, expectation.options)}
+    return [*said, *sorted((c for c in near - said.keys() if 1 <= n_ifs(c) <= most_ifs), key=to_text)]
+
+
+@dataclass(frozen=True)
+class Considered:
+    """Candidates with their log-likelihood under the weights (mean over views), and the gap of each."""
+
+    charts: list[FlowChart]
+    likelihood: Float[Tensor, " n"]
+    gap: Float[Tensor, " n"]
+
+    def best(self) -> Reply:
+        """The best chart; its probability is that among the candidates."""
+        posterior = (self.likelihood + self.gap).softmax(0)
+        best = int(posterior.argmax())
+        return Reply(to_text(self.charts[best]), float(posterior[best]))
+
+
+def consider(
+    model: WeightOracle,
+    codec: Codec,
+    tokens: Float[Tensor, "views T d"],
+    views: Sequence[View],
+    replies: Sequence[Reply],
+    expectation: Expectation,
+    domain: Domain,
+    most_ifs: int,
+) -> Considered | None:
+    """Compares what fits one target, from replies in its own slots (one or more); None where no reply is a chart."""
+    charts = candidates(replies, expectation, domain, most_ifs)
+    if not charts:
+        return None
+    question = phrasing("chart", 0)
+    compared = views[:VIEWS_COMPARED]
+    texts = [[to_text(canonical(rename(c, v.symbols, v.answers), domain)) for c in charts] for v in compared]
+    under = tokens[: len(compared)].repeat_interleave(len(charts), 0)
+    fit = likelihood(model, codec, under, question, [t for row in texts for t in row]).view(len(compared), -1).mean(0)
+    plain = [to_text(c) for c in charts]
+    expected = likelihood(model, codec, tokens[:1].expand(len(charts), -1, -1), question, plain, blind=True)
+    gaps = [expectation.gap(c, e, domain.symbols) for c, e in zip(charts, expected.tolist(), strict=True)]
+    return Considered(charts, fit, torch.tensor(gaps))
