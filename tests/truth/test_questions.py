@@ -13,7 +13,7 @@ from weight_oracle.truth.flowchart import rename, to_text
 from weight_oracle.truth.interpret import run_one
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import QUESTION_KINDS, list_questions, phrasing
-from weight_oracle.truth.questions import Balance, argument_text, in_names, is_exact, judge, make_question
+from weight_oracle.truth.questions import WORKED_OUT, Balance, argument_text, in_names, is_exact, judge, make_question, work_out
 from weight_oracle.truth.sample import ChartDistribution, sample_chart
 from weight_oracle.truth.understand import understand
 
@@ -273,3 +273,15 @@ def test_the_listed_examples_are_true():
             assert DEFAULT_NAMES.answers[facts(parse(chart), TINY).answer(understood.argument)] == entry["answer"]
         else:
             assert judge(question(entry["kind"], chart, want=argument_text(entry["kind"], understood.argument)), entry["answer"])
+
+
+def test_answers_worked_out_from_the_true_chart_are_right():
+    rng, domain, said = np.random.default_rng(5), Domain(5, 4, (3, 4)), []
+    for _ in range(60):
+        known = facts(sample_chart(ChartDistribution(), domain, rng), domain)
+        for kind in WORKED_OUT:
+            question = make_question(kind, known, rng)
+            assert question is not None
+            said.append(work_out(kind, question.argument, known.chart, domain))
+            assert judge(question, said[-1])
+    assert 3 < said.count("none") < 60  # answers that no input gets

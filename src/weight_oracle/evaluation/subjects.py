@@ -23,7 +23,7 @@ from weight_oracle.truth.facts import ChartFacts
 from weight_oracle.truth.flowchart import FlowChart
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import QUESTION_KINDS, phrasing
-from weight_oracle.truth.questions import Balance, Question, argument_text, make_question
+from weight_oracle.truth.questions import WORKED_OUT, Balance, Question, argument_text, make_question, work_out
 from weight_oracle.zoo.store import Zoo
 
 BATCH = 128
@@ -118,20 +118,46 @@ def draw_questions(subjects: Subjects, seed: int = 0, held_out: bool = False, ki
 
 
 def reply(subjects: Subjects, asked: Sequence[Asked], blind: bool = False, progress: Progress | None = None) -> list[Reply]:
-    """What the oracle says to each question; `blind`: without any weight tokens, so that equal questions get equal replies."""
+    """What the oracle says to each question; `blind`: without any weight tokens, so that equal questions get equal replies.
+
+    With weight tokens, answers to the kinds in `WORKED_OUT` follow from the chart that is read.
+    """
     if blind:
         distinct = {(a.question.kind == "chart", a.question.text): a for a in asked}
         said = dict(zip(distinct, _reply(subjects, list(distinct.values()), True, progress), strict=True))
         return [said[a.question.kind == "chart", a.question.text] for a in asked]
+    charts = {a.subject: i for i, a in enumerate(asked) if a.question.kind == "chart"}
+    needed = {a.subject for a in asked if a.question.kind in WORKED_OUT} - charts.keys()
+    direct = [i for i, a in enumerate(asked) if a.question.kind not in WORKED_OUT]
+    said = _said(subjects, [*(asked[i] for i in direct), *(_whole(subjects, i) for i in sorted(needed))], progress)
+    replies = dict(zip((*direct, *range(len(asked), len(asked) + len(needed))), said, strict=True))
+    charts |= {subject: len(asked) + number for number, subject in enumerate(sorted(needed))}
+    for i, a in enumerate(asked):
+        if i not in replies:
+            whole = replies[charts[a.subject]]
+            chart = read_chart(whole.text, subjects.domain)
+            text = "" if chart is None else work_out(a.question.kind, a.question.argument, chart, subjects.domain)
+            replies[i] = Reply(text, whole.probability)
+    return [replies[i] for i in range(len(asked))]
+
+
+def _whole(subjects: Subjects, subject: int) -> Asked:
+    """The question for the flow chart of a subject."""
+    question = make_question("chart", subjects.facts[subject], np.random.default_rng(0))
+    assert question is not None
+    return Asked(subject, replace(question, text=phrasing("chart", 0), phrasing=0))
+
+
+def _said(subjects: Subjects, asked: Sequence[Asked], progress: Progress | None) -> list[Reply]:
+    """The votes over all views; charts get a second look where the oracle knows what to expect of them."""
     under = under_views(subjects, asked, progress)
     replies = [vote(said) for said in under]
-    if subjects.expectation.tests:
-        whole = [i for i, a in enumerate(asked) if a.question.kind == "chart"]
-        for done, i in enumerate(whole):
-            considered = reconsidered(subjects, asked[i].subject, under[i])
-            replies[i] = considered.best() if considered else replies[i]
-            if progress and (done % 16 == 15 or done + 1 == len(whole)):
-                progress("comparing charts", done + 1, len(whole))
+    whole = [i for i, a in enumerate(asked) if a.question.kind == "chart"] if subjects.expectation.tests else []
+    for done, i in enumerate(whole):
+        considered = reconsidered(subjects, asked[i].subject, under[i])
+        replies[i] = considered.best() if considered else replies[i]
+        if progress and (done % 16 == 15 or done + 1 == len(whole)):
+            progress("comparing charts", done + 1, len(whole))
     return replies
 
 

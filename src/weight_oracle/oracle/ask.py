@@ -30,7 +30,7 @@ from weight_oracle.truth.flowchart import FlowChart, to_text
 from weight_oracle.truth.mermaid import mermaid
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import phrasing
-from weight_oracle.truth.questions import argument_text, in_names
+from weight_oracle.truth.questions import WORKED_OUT, argument_text, in_names, work_out
 from weight_oracle.truth.understand import understand
 
 BUNDLED = "charts"
@@ -161,6 +161,12 @@ class Oracle:
         if asked.kind == "chart":
             reading = self.reading(target)
             return Answer(reading.text, reading.probability, reading.known, "chart")
+        if asked.kind in WORKED_OUT:
+            encoded = self.encode(target)
+            reply, chart = self._chart(encoded)
+            probability = apply_calibration(self.card.get("calibration", {}), asked.kind, reply.probability)
+            text = in_names(work_out(asked.kind, asked.argument, chart, own.domain), known_as)
+            return Answer(text, probability, probability >= THRESHOLD, asked.kind)
         texts = [phrasing(asked.kind, 0, argument_text(asked.kind, argument_in(v, asked.kind, asked.argument))) for v in self.views[1:]]
         # the user's own words are tried once, if they are known, and only where nothing in them has to be renamed
         reply = self._say(self.encode(target), asked.kind, [asked.text if asked.familiar else asked.canonical_text, *texts])
@@ -175,12 +181,17 @@ class Oracle:
         """The flow chart with its probability and drawing."""
         encoded = self.encode(target, **names)
         target = encoded.target
-        constraint = self._constraint(target.domain.symbols, target.domain.answers, target.domain.lengths[1])
-        reply = self._say(encoded, "chart", [phrasing("chart", 0)] * len(self.views), constraint)
-        chart = canonical(parse(reply.text, default_names(target.domain.symbols, target.domain.answers)), target.domain)
+        reply, chart = self._chart(encoded)
         probability = apply_calibration(self.card.get("calibration", {}), "chart", reply.probability)
         known_as = Names(target.names.symbols, target.names.answers)
         return Reading(chart, to_text(chart, known_as), probability, probability >= THRESHOLD, mermaid(chart, known_as))
+
+    def _chart(self, encoded: Encoded) -> tuple[Reply, FlowChart]:
+        """What is said when the flow chart is asked for, and the chart."""
+        domain = encoded.target.domain
+        constraint = self._constraint(domain.symbols, domain.answers, domain.lengths[1])
+        reply = self._say(encoded, "chart", [phrasing("chart", 0)] * len(self.views), constraint)
+        return reply, canonical(parse(reply.text, default_names(domain.symbols, domain.answers)), domain)
 
     def _say(self, encoded: Encoded, kind: str, texts: list[str], constraint: ChartConstraint | None = None) -> Reply:
         """The reply of the most views to one question, worded once for each."""

@@ -13,8 +13,8 @@ import numpy as np
 from weight_oracle.errors import UserError
 from weight_oracle.truth.automaton import TooManyStates, equivalent
 from weight_oracle.truth.canonical import canonical
-from weight_oracle.truth.domain import DEFAULT_NAMES, Names
-from weight_oracle.truth.facts import ChartFacts
+from weight_oracle.truth.domain import DEFAULT_NAMES, Domain, Names
+from weight_oracle.truth.facts import ChartFacts, facts
 from weight_oracle.truth.flowchart import FlowChart, leaves, mentioned_symbols, rename
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import QUESTION_KINDS, phrasing
@@ -109,6 +109,18 @@ def make_question(
     first, n = (len(choices.training), len(choices.held_out)) if held_out else (0, len(choices.training))
     index = first + int(rng.integers(n))
     return Question(kind, phrasing(kind, index, argument_text(kind, argument)), answer, index, argument, facts, symbols, answers)
+
+
+WORKED_OUT = ("answer", "example")  # kinds whose answers are worked out from the chart that was read, not said directly
+
+
+def work_out(kind: str, argument: Sequence[int], chart: FlowChart, domain: Domain) -> str:
+    """The answer (default names) to a question of a kind in `WORKED_OUT` about a target that follows this chart."""
+    known = facts(chart, domain)
+    if kind == "answer":
+        return DEFAULT_NAMES.answers[known.answer(argument)]
+    found = known.first_input(argument[0], range(domain.symbols))
+    return "none" if found is None else _symbol_names(found)
 
 
 def argument_text(kind: str, argument: Sequence[int]) -> str:
