@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from weight_oracle.evaluation.metrics import wilson
-from weight_oracle.evaluation.subjects import draw_questions, encode, read_chart, reply
+from weight_oracle.evaluation.subjects import draw_questions, encode, read_chart, reply, sample_places
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.data import pick
 from weight_oracle.truth.automaton import agreement
@@ -28,6 +28,7 @@ from weight_oracle.zoo.build import LEARNED
 from weight_oracle.zoo.recipe import draw_chart, find_recipe, replace
 from weight_oracle.zoo.store import open_zoo
 
+MOST = 600  # of the zoo's targets
 EXAMPLE = Path(__file__).parent.parent / "examples" / "train_target.py"
 
 
@@ -69,7 +70,8 @@ def measure(out: Path, count: int, zoo_path: str, oracle_path: str | None) -> di
         learned += 1
         right["foreign"][n_ifs(chart)].append(agreement(chart, oracle.read(target), domain).overall >= 0.99)
     zoo = open_zoo(zoo_path)
-    subjects = encode(oracle.model, oracle.codec, zoo, pick(zoo, "test"))
+    places = sample_places(pick(zoo, "test"), MOST, 0)
+    subjects = encode(oracle.model, oracle.codec, zoo, places, expectation=oracle.expectation)
     asked = draw_questions(subjects, kinds=["chart"])
     for known, said in zip(subjects.facts, reply(subjects, asked), strict=True):
         read = read_chart(said.text, domain)
