@@ -18,28 +18,24 @@ PACKAGE = Path(__file__).parent.parent / "src" / "weight_oracle" / "bundled" / B
 KEPT = ("zoo", "targets", "learned", "loss", "gap", "information_read", "questions", "charts")
 
 
-def builds(card: dict) -> dict[str, int]:
-    """How many targets were built by each recipe, at the end of all trainings."""
-    built = builds(card["after"]) if "after" in card else {}
+def commands(card: dict, name: str = "ORACLE") -> list[str]:
+    """What made an oracle: the zoos as they were at its training, and before that the oracle that it started from."""
+    done = commands(card["after"], "BEFORE") if "after" in card else []
+    before = {zoo["recipe"]: zoo["built"] for zoo in card["after"]["zoos"]} if done else {}
     for zoo in card["zoos"]:
         if RECIPES[zoo["recipe"]].hash != zoo["hash"]:
             raise SystemExit(f"the recipe {zoo['recipe']} has changed since the oracle was trained")
-        built[zoo["recipe"]] = max(zoo["built"], built.get(zoo["recipe"], 0))
-    return built
-
-
-def commands(card: dict, name: str = "ORACLE") -> list[str]:
-    """What trained an oracle, and before it the oracle that it started from."""
-    training, begun = card["training"], commands(card["after"], "BEFORE") if "after" in card else []
+        if zoo["built"] != before.get(zoo["recipe"]):
+            done.append(f"weight-oracle zoo build {zoo['recipe']} {zoo['recipe']} --count {zoo['built']}")
+    training, plain = card["training"], TrainConfig("", "")
     names = [training["zoo"], *training["also"]]
     options = [f"--also {' '.join(names[1:])}"] * (len(names) > 1)
-    plain = TrainConfig("", "")
     for field in fields(TrainConfig):
         value = training[field.name]
         if field.name not in ("zoo", "out", "also", "start", "resume") and value != getattr(plain, field.name):
             options.append(f"--{field.name.replace('_', '-')} {value}")
-    options += ["--start BEFORE"] * bool(begun)
-    return [*begun, " ".join(["weight-oracle train", names[0], name, *options])]
+    options += ["--start BEFORE"] * bool(before)
+    return [*done, " ".join(["weight-oracle train", names[0], name, *options])]
 
 
 def main(oracle: Path, results: Path) -> None:
@@ -47,15 +43,14 @@ def main(oracle: Path, results: Path) -> None:
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(oracle / name, PACKAGE / name)
     card = json.loads((oracle / "oracle.json").read_text())
-    built = builds(card)
-    card["made_by"] = [f"weight-oracle zoo build {name} {name} --count {count}" for name, count in built.items()] + commands(card)
+    card["made_by"] = commands(card)
     card["metrics"] = {}
     for file in sorted(results.glob("*.json")):
         for split, measured in json.loads(file.read_text()).items():
             if isinstance(measured, dict) and "loss" in measured:
                 card["metrics"][file.stem] = {"split": split, **{key: measured[key] for key in KEPT}}
     (PACKAGE / "oracle.json").write_text(json.dumps(card, indent=1))
-    recipes = {name: asdict(RECIPES[name]) for name in built}
+    recipes = {zoo["recipe"]: asdict(RECIPES[zoo["recipe"]]) for zoo in card["zoos"]}
     (PACKAGE / "recipe.json").write_text(json.dumps(recipes, indent=1))
 
 
