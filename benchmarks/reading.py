@@ -1,0 +1,57 @@
+"""What the vote over renamings and the second look bring to the charts that are read.
+
+    python benchmarks/reading.py ORACLE ZOO --targets 400
+"""
+
+import argparse
+import json
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from weight_oracle.evaluation.metrics import chart_scores, wilson
+from weight_oracle.evaluation.subjects import draw_questions, encode, read_chart, reconsidered, sample_places, under_views
+from weight_oracle.oracle.ask import Oracle
+from weight_oracle.oracle.data import pick
+from weight_oracle.oracle.views import vote
+from weight_oracle.truth.flowchart import n_ifs, to_text
+from weight_oracle.zoo.store import open_zoo
+
+WAYS = ("one renaming", "the vote", "second look without giving back", "second look")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("oracle")
+    parser.add_argument("zoo")
+    parser.add_argument("--targets", type=int, default=400)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    oracle, zoo = Oracle.from_pretrained(None if args.oracle == "bundled" else args.oracle), open_zoo(args.zoo)
+    places = sample_places(pick(zoo, "test"), args.targets, 0)
+    subjects = encode(oracle.model, oracle.codec, zoo, places, expectation=oracle.expectation)
+    asked = draw_questions(subjects, kinds=["chart"])
+    read: dict[str, list[str]] = {way: [] for way in WAYS}
+    near = []
+    for a, said in zip(tqdm(asked, "reading", mininterval=1), under_views(subjects, asked), strict=True):
+        found = reconsidered(subjects, a.subject, said)
+        read["one renaming"].append(said[0].text)
+        read["the vote"].append(vote(said).text)
+        read["second look without giving back"].append(to_text(found.charts[int(found.likelihood.argmax())]) if found else "")
+        read["second look"].append(found.best().text if found else "")
+        near.append(found.charts if found else [])
+    truths = [facts.chart for facts in subjects.facts]
+    tests = np.array([n_ifs(chart) for chart in truths])
+    result: dict = {"oracle": args.oracle, "zoo": zoo.recipe.name, "targets": len(truths), "same_99": {}}
+    for way, texts in read.items():
+        charts = [read_chart(text, subjects.domain) for text in texts]
+        same = np.array(chart_scores(truths, charts, subjects.domain)["same_99"])
+        by_tests = {int(n): float(same[tests == n].mean()) for n in np.unique(tests)}
+        result["same_99"][way] = {"all": float(same.mean()), "interval": wilson(float(same.sum()), len(same)), "by_tests": by_tests}
+    result["truth_among_candidates"] = float(np.mean([chart in charts for chart, charts in zip(truths, near, strict=True)]))
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
