@@ -288,11 +288,16 @@ def test_ctrl_c_keeps_finished_shards(nano_recipe, tmp_path, run):
     recipe, zoo = tmp_path / "recipe.json", tmp_path / "zoo"
     recipe.write_text(json.dumps(json.loads(nano_recipe.read_text()) | {"shard_size": 4, "steps": [60]}))
     command = [*RUN, "zoo", "build", str(recipe), str(zoo), "--count", "100000", "--workers", "2"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        deadline = time.monotonic() + 240
-        while len(list(zoo.glob("shards/*[0-9]"))) < 2 and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
-        out, err = process.communicate(timeout=120)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 - a test run in the background may have been told to ignore it
+    pipes: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, start_new_session=True, preexec_fn=heard) as process:
+        try:
+            deadline = time.monotonic() + 240
+            while len(list(zoo.glob("shards/*[0-9]"))) < 2 and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.1)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+            out, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert (process.returncode, out, err) == (130, "", "weight-oracle: stopped; what is built is kept\n")
     assert json.loads(run("zoo", "show", zoo, "--json")[1])["shards"] >= 2
