@@ -182,7 +182,10 @@ def evaluate(config: "cli.Eval") -> Output:
     with stages() as progress:
         temperature = oracle.card.get("calibration", {}).get("temperature", 1.0)
         result = measure(oracle.model, oracle.codec, zoo, *about, progress, config.views, temperature, oracle.expectation)
-    return Output({config.split: result}, table_text(result, get_terminal_size((120, 24)).columns))
+    text = table_text(result, get_terminal_size((120, 24)).columns)
+    if "nearest_neighbour" not in result["baselines"]:
+        text += "\nNo training targets to compare with: give the zoo of the oracle's training by --training."
+    return Output({config.split: result}, text)
 
 
 def questions(config: "cli.Questions") -> Output:

@@ -1,11 +1,14 @@
 """A second look weighs charts near the replies, and gives back what the oracle has never met."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 
+from weight_oracle.errors import UserError
+from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.generate import Reply, generate, likelihood
 from weight_oracle.oracle.grammar import ChartConstraint, Limits
 from weight_oracle.oracle.reconsider import Considered, Expectation, candidates, consider, frequencies, label, variants
@@ -59,6 +62,18 @@ def test_a_gap_is_what_expectation_lacks_of_frequency():
     assert expectation.gap(charts[0], frequency - 1 - 4, 5) == pytest.approx(4)
     assert expectation.gap(charts[0], frequency, 5) == 0  # more than expected is no gap
     assert expectation.gap(parse("if has a: say p else: if has b: say q else: say r"), -99.0, 5) == 0  # of such charts nothing is known
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"tests": {"has": 0.0}}, {"tests": {"often": 0.5}}, {"offset": {"1": "x"}}, {"tests": {"at x": 0.5}}, {"more": 1}]
+)
+def test_a_card_that_expects_nonsense_is_refused(oracle, tmp_path, wrong):
+    assert not Expectation.from_card({}).tests
+    oracle.save_pretrained(tmp_path)
+    card = json.loads((tmp_path / "oracle.json").read_text())
+    (tmp_path / "oracle.json").write_text(json.dumps(card | {"calibration": {"expectation": wrong}}))
+    with pytest.raises(UserError, match="does not fit this version"):
+        Oracle.from_pretrained(tmp_path)
 
 
 def test_what_was_never_met_wins_where_the_weights_speak_for_it():

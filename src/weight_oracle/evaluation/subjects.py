@@ -72,7 +72,12 @@ class Asked:
 
 @torch.inference_mode()
 def encode(
-    model: WeightOracle, codec: Codec, zoo: Zoo, wanted: np.ndarray, progress: Progress | None = None, n_views: int = VIEWS,
+    model: WeightOracle,
+    codec: Codec,
+    zoo: Zoo,
+    wanted: np.ndarray,
+    progress: Progress | None = None,
+    n_views: int = VIEWS,
     expectation: Expectation = Expectation(),  # noqa: B008 - frozen
 ) -> Subjects:
     """The targets at positions `wanted` of `zoo.truths` and their weight tokens; leaves the model in evaluation mode.

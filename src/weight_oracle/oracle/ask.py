@@ -168,7 +168,7 @@ class Oracle:
             text = in_names(work_out(asked.kind, asked.argument, chart, own.domain), known_as)
             return Answer(text, probability, probability >= THRESHOLD, asked.kind)
         texts = [phrasing(asked.kind, 0, argument_text(asked.kind, argument_in(v, asked.kind, asked.argument))) for v in self.views[1:]]
-        # the user's own words are tried once, if they are known, and only where nothing in them has to be renamed
+        # the user's own words, if all are known, under the first view, which renames nothing; the usual ones under the others
         reply = self._say(self.encode(target), asked.kind, [asked.text if asked.familiar else asked.canonical_text, *texts])
         probability = apply_calibration(self.card.get("calibration", {}), asked.kind, reply.probability)
         return Answer(in_names(reply.text, known_as), probability, probability >= THRESHOLD, asked.kind)

@@ -26,7 +26,7 @@ from weight_oracle.oracle.tokenizer import Codec
 from weight_oracle.oracle.views import View
 from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.flowchart import FlowChart, If, Say, Test, mentioned_symbols, n_ifs, rename, tests, to_text
+from weight_oracle.truth.flowchart import KINDS, FlowChart, If, Say, Test, mentioned_symbols, n_ifs, rename, tests, to_text
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import phrasing
 
@@ -47,8 +47,13 @@ class Expectation:
 
     @classmethod
     def from_card(cls, card: Mapping[str, Any]) -> "Expectation":
-        """Raises KeyError or TypeError where the card holds none."""
-        return cls(**card.get("calibration", {}).get("expectation", {}))
+        """Nothing is expected where the card says nothing. Raises TypeError, ValueError or AttributeError for what makes no sense."""
+        found = cls(**card.get("calibration", {}).get("expectation", {}))
+        if not all(0 < share <= 1 for share in found.tests.values()) or not all(math.isfinite(x) for x in found.offset.values()):
+            raise ValueError("its card expects what cannot be")
+        if unknown := {kind for kind, _ in found.options} - {*KINDS}:
+            raise ValueError(f"its card expects {min(unknown)!r}, which is no test")
+        return found
 
     @cached_property
     def options(self) -> tuple[tuple[str, int], ...]:
