@@ -75,7 +75,7 @@ def anchor(
         # Without LayerNorm both are sums of the same products. With it, only the embedding was centred, so the products differ.
         out = bridge(source.embedding(), index, table, False, dtype) if centre else into
     gain, bias = source.norm(source.layout.norm)
-    unembed = gain[:, None] * (out.matrix * out.scale)
+    unembed = math.sqrt(s.width) * gain[:, None] * (out.matrix * out.scale)  # a normalised stream is a unit vector times the root
     unembed = unembed - unembed.mean(0) if centre else unembed
     scale = unembed.norm(dim=0).mean().clamp(min=1e-30)
     logit_bias = (out.matrix * out.scale).T @ bias / scale if bias is not None else torch.zeros(table.width, dtype=dtype)
