@@ -91,10 +91,9 @@ def bridge(
     """
     known = index >= 0
     count = int(known.sum())
-    whole = bool(known.all())
-    total = sum(table.matrix[part].to(dtype).sum(0) for part in index[known].split(1 << 16))
-    centre = torch.as_tensor(total) / count
-    matrix = torch.zeros(rows.shape[1], table.width, dtype=dtype)
+    whole, straight = bool(known.all()), torch.equal(index, torch.arange(len(index)))
+    centre = torch.stack([table.matrix[part].to(dtype).sum(0) for part in index[known].split(1 << 16)]).sum(0) / count
+    total = torch.zeros(table.width, rows.shape[1], dtype=dtype)
     mean, square = torch.zeros(rows.shape[1], dtype=dtype), torch.zeros((), dtype=dtype)
     for place, part in blocks(rows, dtype):
         own = index[place]
@@ -102,9 +101,10 @@ def bridge(
             part, own = part[known[place]], own[known[place]]
         if centre_rows:
             part = part - part.mean(1, keepdim=True)
-        matrix.addmm_(part.T, table.matrix[own].to(dtype) - centre)
-        mean += part.sum(0)
-        square += torch.linalg.vector_norm(part).square()
-    matrix /= count
+        theirs = table.matrix[place] if straight else table.matrix[own]
+        total.addmm_((theirs.to(dtype) - centre).T, part)
+        mean.addmv_(part.T, part.new_ones(len(part)))
+        square += torch.dot(part.flatten(), part.flatten())
+    matrix = total.T / count
     scale = matrix.norm(dim=0).mean().clamp(min=1e-30)
     return Bridge(matrix / scale, scale, mean / count, (square / count).sqrt(), count)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from weight_oracle.errors import UserError
 from weight_oracle.targets.safe import check_finite, shown
-from weight_oracle.weights.mapped import row_norms, times
+from weight_oracle.weights.mapped import row_norms, times, times_and_norms
 
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu"}
 SIZES = {
@@ -146,9 +146,12 @@ class Source:
         """The matrix of a part, as a map from its inputs to its outputs, times x [in, c]; or its transpose times x [out, c]."""
         return times(self.matrix(layer, part), x, adjoint != self.layout.conv1d)
 
-    def reader_norms(self, layer: int, part: str, gain: Tensor) -> Tensor:
-        """Norm of each row that a part reads the normalised stream with, the gain folded in and, under LayerNorm, centred."""
-        return row_norms(self.matrix(layer, part), gain, self.layout.layer_norm, self.layout.conv1d)
+    def read(self, layer: int, part: str, x: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+        """`apply`, and the norm of each row that the part reads the normalised stream with: the gain folded in, centred under LayerNorm."""
+        matrix = self.matrix(layer, part)
+        if self.layout.layer_norm or self.layout.conv1d:
+            return self.apply(layer, part, x), row_norms(matrix.T if self.layout.conv1d else matrix, gain, self.layout.layer_norm)
+        return times_and_norms(matrix, x, gain)
 
     def refuse(self, layer: int, parts: tuple[str, ...]) -> None:
         """Raises UserError naming the tensor of these parts that holds NaN or infinity, when what was computed with them is not finite."""
@@ -176,7 +179,7 @@ def open_source(weights: Weights, layout: Layout | None = None, dtype: torch.dty
     sizes = _sizes(weights.config, layout, where)
     hint = "config.json and the tensors disagree: they must come from the same model"
     left = {name for name in weights.shapes if not name.endswith(IGNORED)}
-    for name, shape in _shapes(weights.config, layout, sizes).items():
+    for name, shape in expected_shapes(weights.config, layout, where).items():
         if name not in left:
             if sizes.tied and name == f"{layout.unembedding}.weight":
                 continue
@@ -252,7 +255,9 @@ def _frequencies(config: Mapping[str, Any], head_dim: int, fail: Callable[[str, 
     return theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim) / factor
 
 
-def _shapes(config: Mapping[str, Any], layout: Layout, s: Sizes) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: Mapping[str, Any], layout: Layout, where: str = "") -> dict[str, tuple[int, ...]]:
+    """Every tensor that a checkpoint with this config has, the unembedding included, and its shape; raises UserError for a bad config."""
+    s = _sizes(config, layout, where)
     queries, keys = s.heads * s.head_dim, s.groups * s.head_dim
     parts = {"q": (queries, s.width), "k": (keys, s.width), "v": (keys, s.width), "o": (s.width, queries)}
     parts |= {"up": (s.inner, s.width), "down": (s.width, s.inner)} | ({"gate": (s.inner, s.width)} if layout.gate else {})

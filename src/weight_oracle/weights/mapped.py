@@ -1,7 +1,8 @@
 """Products with matrices that stay where they are stored: a few rows at a time are converted to the precision of the other factor.
 
 The matrix may be a memory-mapped bfloat16 tensor: what is held in memory is one block of rows, in the backward pass too, since the
-gradient goes to the small factor only. The order of the sums, and so the last digits, depend on the size of a block alone.
+gradient goes to the small factor only. The products are those of exactly converted numbers: multiplying in bfloat16 would be twice as
+fast, but would round every result to 8 bits, and two copies of a network that differ by a rotation would no longer be read the same.
 """
 
 from collections.abc import Iterator
@@ -11,16 +12,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-BLOCK = 1 << 20  # numbers converted at a time: 4 MB in float32, so that they are still in the cache when they are multiplied
+BLOCK = 1 << 19  # numbers converted at a time: 2 MB in float32, so that they are still in the cache when they are multiplied
 
 
-def times(matrix: Float[Tensor, "n d"], x: Tensor, transpose: bool = False) -> Tensor:
+def times(matrix: Float[Tensor, "n d"], x: Float[Tensor, "r c"], transpose: bool = False) -> Float[Tensor, "m c"]:
     """`matrix @ x` for x [d, c], or `matrix.T @ x` for x [n, c], in the dtype of `x`; differentiable in `x`, not in the matrix."""
-    return _Times.apply(matrix, x, transpose)  # pyright: ignore[reportReturnType]
+    return _Times.apply(matrix, x, None, transpose)[0]  # pyright: ignore[reportOptionalSubscript]
+
+
+def times_and_norms(
+    matrix: Float[Tensor, "n d"], x: Float[Tensor, "d c"], gain: Float[Tensor, "d"]
+) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n"]]:
+    """`matrix @ x`, and the norms of the rows of `matrix * gain`, in one pass; the norms are constants to the gradient."""
+    return _Times.apply(matrix, x, gain, False)  # pyright: ignore[reportReturnType]
 
 
 def blocks(matrix: Float[Tensor, "n d"], dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """(rows, those rows in `dtype`), block by block. The rows are read-only, and gone once the next block is asked for."""
+    """(rows, those rows in `dtype`), block by block. They are not to be written to, and gone once the next block is asked for."""
     n, d = matrix.shape
     step = max(1, BLOCK // d)
     buffer = None if matrix.dtype == dtype else matrix.new_empty((min(step, n), d), dtype=dtype)
@@ -29,31 +37,39 @@ def blocks(matrix: Float[Tensor, "n d"], dtype: torch.dtype) -> Iterator[tuple[s
         yield slice(start, start + len(part)), part if buffer is None else buffer[: len(part)].copy_(part)
 
 
-def row_norms(matrix: Float[Tensor, "n d"], gain: Float[Tensor, "r"], centre: bool, transpose: bool = False) -> Float[Tensor, "m"]:
-    """Norm of each reader: of the rows of `matrix` times `gain`, or of its columns (`transpose`), centred first if `centre`."""
-    total = []
-    readers = matrix.T if transpose else matrix
-    for _, part in blocks(readers, gain.dtype):
+def row_norms(matrix: Float[Tensor, "n d"], gain: Float[Tensor, "d"], centre: bool) -> Float[Tensor, "n"]:
+    """Norms of the rows of `matrix * gain`, each centred first if `centre`: what LayerNorm lets a reader see."""
+    found = []
+    for _, part in blocks(matrix, gain.dtype):
         part = part * gain
-        total.append((part - part.mean(1, keepdim=True) if centre else part).norm(dim=1))
-    return torch.cat(total)
+        found.append((part - part.mean(1, keepdim=True) if centre else part).norm(dim=1))
+    return torch.cat(found)
 
 
 class _Times(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor, x: Tensor, transpose: bool) -> Tensor:
+    def forward(ctx: Any, matrix: Tensor, x: Tensor, gain: Tensor | None, transpose: bool) -> tuple[Tensor, Tensor]:
         ctx.matrix, ctx.transpose = matrix, transpose
-        return _product(matrix, x, transpose)
+        squares = x.new_empty(len(matrix) if gain is not None else 0)
+        ctx.mark_non_differentiable(squares)
+        return _product(matrix, x, transpose, None if gain is None else gain.square(), squares), squares.sqrt_()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
-        return None, _product(ctx.matrix, grads[0].contiguous(), not ctx.transpose), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None, None]:
+        return None, _product(ctx.matrix, grads[0], not ctx.transpose), None, None
 
 
-def _product(matrix: Tensor, x: Tensor, transpose: bool) -> Tensor:
+def _product(matrix: Tensor, x: Tensor, transpose: bool, weights: Tensor | None = None, squares: Tensor | None = None) -> Tensor:
     if transpose:
-        total = x.new_zeros(matrix.shape[1], x.shape[1])
+        total = x.new_zeros(x.shape[1], matrix.shape[1])  # the transposed result: the order in which this product is fast
         for rows, part in blocks(matrix, x.dtype):
-            total.addmm_(part.T, x[rows])
-        return total
-    return torch.cat([part @ x for _, part in blocks(matrix, x.dtype)])
+            total.addmm_(x[rows].T, part)
+        return total.T
+    found = x.new_empty(len(matrix), x.shape[1])
+    scratch = x.new_empty(0)
+    for rows, part in blocks(matrix, x.dtype):
+        torch.mm(part, x, out=found[rows])
+        if weights is not None and squares is not None:
+            scratch = scratch if len(scratch) else torch.empty_like(part)
+            torch.mv(torch.mul(part, part, out=scratch[: len(part)]), weights, out=squares[rows])
+    return found

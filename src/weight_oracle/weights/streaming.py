@@ -29,7 +29,7 @@ BANDS = (0.0, 1.5, 3.0, 4.5, 6.5, 9.0)  # centres of the bands of RoPE planes: t
 class StreamConfig:
     """How large targets are read."""
 
-    channels: int = 24
+    channels: int = 16
     width: int = 64  # of a head's and a neuron's state
     table: int = 64  # width of the oracle's token table
     queries: int = 4  # by which the heads, and the neurons, of a block are pooled
@@ -154,17 +154,15 @@ class StreamingEncoder(nn.Module):
         gated = source.layout.gate is not None
         seen, shift = _through_norm(source, layer, 1, stream)
         gain = source.block_norm(layer, 1)[0] * math.sqrt(s.width)
-        up, bias = self._read(source, layer, "up", seen, shift)
-        norm = source.reader_norms(layer, "up", gain)
-        norm = norm if bias is None else (norm.square() + bias.square()).sqrt()
+        up, norm = self._read(source, layer, "up", seen, shift, gain)
         scale = torch.where(norm > 0, norm, torch.ones_like(norm)) if gated or s.activation == "relu" else torch.ones_like(norm)
         write, write_size = _unit(source.apply(layer, "down", out, adjoint=True) * scale[:, None])
         up, up_size = _unit(up / scale[:, None])
         if gated:
             read, read_size = _unit(self._read(source, layer, "gate", seen, shift)[0])
-            size = source.reader_norms(layer, "gate", gain)
+            size = torch.ones_like(norm)
         else:
-            read, read_size, size = up, torch.zeros_like(up_size), norm / scale
+            read, read_size, size = up, torch.zeros_like(up_size), norm / scale  # GELU: no scale is free, so the size says something
         kind = torch.eye(len(KINDS), dtype=read.dtype)[KINDS.index(s.activation)].expand(len(read), -1)
         even = self.read(torch.cat([read, (size + 1e-6).log()[:, None] / 4, kind], 1)) + self.depth_neuron(place)
         odd = write @ self.write
@@ -180,16 +178,21 @@ class StreamingEncoder(nn.Module):
         written, written_size = self._add(target, layer, 1, written, bias, ("gate", "up", "down") if gated else ("up", "down"))
         return state, written, [read_size, up_size, write_size, written_size, torch.zeros_like(up_size)]
 
-    def _read(self, source: Source, layer: int, part: str, seen: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(what a part's rows read of the normalised channels, [rows, k], biases included; the biases, the norm's folded in)."""
-        bias = source.bias(layer, part)
-        if shift is None:
-            found = source.apply(layer, part, seen)
+    def _read(self, source: Source, layer: int, part: str, seen: Tensor, shift: Tensor | None, gain: Tensor | None = None) -> Any:
+        """(what a part's rows read of the normalised channels, [rows, k], biases included; the norm of each row with its bias, None
+        without a `gain`)."""
+        bias, norm = source.bias(layer, part), None
+        columns = seen if shift is None else torch.cat([seen, shift[:, None]], 1)
+        if gain is None:
+            found = source.apply(layer, part, columns)
         else:
-            found = source.apply(layer, part, torch.cat([seen, shift[:, None]], 1))
+            found, norm = source.read(layer, part, columns, gain)
+        if shift is not None:
             found, folded = found[:, :-1], found[:, -1]
             bias = folded if bias is None else bias + folded
-        return (found, None) if bias is None else (found + bias[:, None] * self.one, bias)
+        if bias is None:
+            return found, norm
+        return found + bias[:, None] * self.one, None if norm is None else (norm.square() + bias.square()).sqrt()
 
     def _add(self, target: Anchored, layer: int, number: int, written: Tensor, bias: Tensor | None, parts: Any) -> tuple[Tensor, Tensor]:
         """What a block adds to the channels, at a mean square norm of 1 per channel, and the log of its size."""
