@@ -9,7 +9,7 @@ from torch import Tensor
 
 from weight_oracle.errors import UserError
 from weight_oracle.targets.safe import check_finite, shown
-from weight_oracle.weights.mapped import row_norms, times, times_and_norms
+from weight_oracle.weights.mapped import times
 
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu"}
 SIZES = {
@@ -145,13 +145,6 @@ class Source:
     def apply(self, layer: int, part: str, x: Tensor, adjoint: bool = False) -> Tensor:
         """The matrix of a part, as a map from its inputs to its outputs, times x [in, c]; or its transpose times x [out, c]."""
         return times(self.matrix(layer, part), x, adjoint != self.layout.conv1d)
-
-    def read(self, layer: int, part: str, x: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
-        """`apply`, and the norm of each row that the part reads the normalised stream with: the gain folded in, centred under LayerNorm."""
-        matrix = self.matrix(layer, part)
-        if self.layout.layer_norm or self.layout.conv1d:
-            return self.apply(layer, part, x), row_norms(matrix.T if self.layout.conv1d else matrix, gain, self.layout.layer_norm)
-        return times_and_norms(matrix, x, gain)
 
     def refuse(self, layer: int, parts: tuple[str, ...]) -> None:
         """Raises UserError naming the tensor of these parts that holds NaN or infinity, when what was computed with them is not finite."""

@@ -17,14 +17,7 @@ BLOCK = 1 << 19  # numbers converted at a time: 2 MB in float32, so that they ar
 
 def times(matrix: Float[Tensor, "n d"], x: Float[Tensor, "r c"], transpose: bool = False) -> Float[Tensor, "m c"]:
     """`matrix @ x` for x [d, c], or `matrix.T @ x` for x [n, c], in the dtype of `x`; differentiable in `x`, not in the matrix."""
-    return _Times.apply(matrix, x, None, transpose)[0]  # pyright: ignore[reportOptionalSubscript]
-
-
-def times_and_norms(
-    matrix: Float[Tensor, "n d"], x: Float[Tensor, "d c"], gain: Float[Tensor, "d"]
-) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n"]]:
-    """`matrix @ x`, and the norms of the rows of `matrix * gain`, in one pass; the norms are constants to the gradient."""
-    return _Times.apply(matrix, x, gain, False)  # pyright: ignore[reportReturnType]
+    return _Times.apply(matrix, x, transpose)  # pyright: ignore[reportReturnType]
 
 
 def blocks(matrix: Float[Tensor, "n d"], dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
@@ -37,39 +30,24 @@ def blocks(matrix: Float[Tensor, "n d"], dtype: torch.dtype) -> Iterator[tuple[s
         yield slice(start, start + len(part)), part if buffer is None else buffer[: len(part)].copy_(part)
 
 
-def row_norms(matrix: Float[Tensor, "n d"], gain: Float[Tensor, "d"], centre: bool) -> Float[Tensor, "n"]:
-    """Norms of the rows of `matrix * gain`, each centred first if `centre`: what LayerNorm lets a reader see."""
-    found = []
-    for _, part in blocks(matrix, gain.dtype):
-        part = part * gain
-        found.append((part - part.mean(1, keepdim=True) if centre else part).norm(dim=1))
-    return torch.cat(found)
-
-
 class _Times(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor, x: Tensor, gain: Tensor | None, transpose: bool) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, matrix: Tensor, x: Tensor, transpose: bool) -> Tensor:
         ctx.matrix, ctx.transpose = matrix, transpose
-        squares = x.new_empty(len(matrix) if gain is not None else 0)
-        ctx.mark_non_differentiable(squares)
-        return _product(matrix, x, transpose, None if gain is None else gain.square(), squares), squares.sqrt_()
+        return _product(matrix, x, transpose)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None, None]:
-        return None, _product(ctx.matrix, grads[0], not ctx.transpose), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
+        return None, _product(ctx.matrix, grads[0], not ctx.transpose), None
 
 
-def _product(matrix: Tensor, x: Tensor, transpose: bool, weights: Tensor | None = None, squares: Tensor | None = None) -> Tensor:
+def _product(matrix: Tensor, x: Tensor, transpose: bool) -> Tensor:
     if transpose:
         total = x.new_zeros(x.shape[1], matrix.shape[1])  # the transposed result: the order in which this product is fast
         for rows, part in blocks(matrix, x.dtype):
             total.addmm_(x[rows].T, part)
         return total.T
     found = x.new_empty(len(matrix), x.shape[1])
-    scratch = x.new_empty(0)
     for rows, part in blocks(matrix, x.dtype):
         torch.mm(part, x, out=found[rows])
-        if weights is not None and squares is not None:
-            scratch = scratch if len(scratch) else torch.empty_like(part)
-            torch.mv(torch.mul(part, part, out=scratch[: len(part)]), weights, out=squares[rows])
     return found

@@ -20,7 +20,7 @@ from weight_oracle.weights.anchors import PLACES, Anchored
 from weight_oracle.weights.layouts import Source
 
 DEPTH = 6  # numbers that say how deep in the target a block lies
-SIZES = 8  # log-sizes of the parts of a block
+SIZES = 6  # log-sizes of the parts of a block
 KINDS = ("silu", "gelu", "relu")
 BANDS = (0.0, 1.5, 3.0, 4.5, 6.5, 9.0)  # centres of the bands of RoPE planes: the log of tokens per radian
 
@@ -62,7 +62,7 @@ class StreamingEncoder(nn.Module):
         self.value = nn.Linear(k * k, w)
         self.head = nn.Sequential(nn.GELU(), nn.Linear(w, w), nn.GELU())
         self.mix, self.gate = normal(k, k), nn.Linear(w, k)
-        self.read, self.up, self.write = nn.Linear(k + 1 + len(KINDS), w), normal(k, w), normal(k, w)
+        self.read, self.up, self.write, self.activation = normal(k, w), normal(k, w), normal(k, w), normal(len(KINDS), w)
         self.neuron, self.message = nn.Linear(w, w), normal(w, k)
         self.queries = nn.Parameter(torch.randn(2, config.queries, w))
         self.part = nn.Parameter(torch.randn(7, m) * 0.3)  # which part of the target a memory token comes from
@@ -111,9 +111,9 @@ class StreamingEncoder(nn.Module):
         share = s.heads // s.groups
         seen, shift = _through_norm(source, layer, 0, stream)
         by_head = lambda x: x.unflatten(0, (-1, s.head_dim))  # noqa: E731
-        query = by_head(self._read(source, layer, "q", seen, shift)[0])
+        query = by_head(self._read(source, layer, "q", seen, shift))
         # Without RoPE what all keys share moves every score of a query alike, and the softmax does not see it.
-        key = by_head(self._read(source, layer, "k", seen, shift)[0] if rope else source.apply(layer, "k", seen))
+        key = by_head(self._read(source, layer, "k", seen, shift) if rope else source.apply(layer, "k", seen))
         value = source.apply(layer, "v", seen if shift is None else torch.cat([seen, shift[:, None]], 1))
         constant = torch.zeros_like(value[:, 0]) if shift is None else value[:, -1]
         bias = source.bias(layer, "v")
@@ -147,52 +147,45 @@ class StreamingEncoder(nn.Module):
     def _neurons(self, target: Anchored, layer: int, stream: Tensor, out: Tensor, place: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """(states [neurons, w], what they write [d, k], log-sizes) of a block's neurons.
 
-        Under SwiGLU the sign and the scale of `up` may move to `down`: rows of `up` have norm 1 here, and each neuron enters with both
-        signs, the even part of what follows being its state and the odd part its message. ReLU's rows have norm 1 likewise.
+        Under SwiGLU the scale and the sign of `up` may move to `down`. So what a neuron reads through `up` is divided by its own norm,
+        which `down` is multiplied by; and each neuron enters with both signs, the even part of what follows being its state, the odd
+        part its message. ReLU's one matrix is treated likewise, without the signs.
         """
-        source, s = target.source, target.source.sizes
+        source = target.source
         gated = source.layout.gate is not None
         seen, shift = _through_norm(source, layer, 1, stream)
-        gain = source.block_norm(layer, 1)[0] * math.sqrt(s.width)
-        up, norm = self._read(source, layer, "up", seen, shift, gain)
-        scale = torch.where(norm > 0, norm, torch.ones_like(norm)) if gated or s.activation == "relu" else torch.ones_like(norm)
-        write, write_size = _unit(source.apply(layer, "down", out, adjoint=True) * scale[:, None])
-        up, up_size = _unit(up / scale[:, None])
+        up = self._read(source, layer, "up", seen, shift)
+        norm = (up.square().mean(1, keepdim=True) + 1e-30).sqrt()
+        write = source.apply(layer, "down", out, adjoint=True)
+        fixed = self.depth_neuron(place) + self.activation[KINDS.index(source.sizes.activation)]
         if gated:
-            read, read_size = _unit(self._read(source, layer, "gate", seen, shift)[0])
-            size = torch.ones_like(norm)
-        else:
-            read, read_size, size = up, torch.zeros_like(up_size), norm / scale  # GELU: no scale is free, so the size says something
-        kind = torch.eye(len(KINDS), dtype=read.dtype)[KINDS.index(s.activation)].expand(len(read), -1)
-        even = self.read(torch.cat([read, (size + 1e-6).log()[:, None] / 4, kind], 1)) + self.depth_neuron(place)
-        odd = write @ self.write
-        if gated:
-            odd = odd + up @ self.up
+            up, (write, write_size) = up / norm, _unit(write * norm)
+            read, read_size = _unit(self._read(source, layer, "gate", seen, shift))
+            even, odd = torch.addmm(fixed, read, self.read), torch.addmm(write @ self.write, up, self.up)
             plus, minus = gelu(even + odd), gelu(even - odd)
-            state, message = self.neuron(plus + minus), (plus - minus) @ self.message
+            state, message = self.neuron(plus + minus), ((plus - minus) @ self.message) * norm
+        elif source.sizes.activation == "relu":
+            (write, write_size), read_size = _unit(write * norm), torch.zeros_like(place[0])
+            plus = gelu(torch.addmm(torch.addmm(fixed, up / norm, self.read), write, self.write))
+            state, message = self.neuron(plus), (plus @ self.message) * norm
         else:
-            plus = gelu(even + odd)
+            (write, write_size), (read, read_size) = _unit(write), _unit(up)
+            plus = gelu(torch.addmm(torch.addmm(fixed, read, self.read), write, self.write))
             state, message = self.neuron(plus), plus @ self.message
-        written = source.apply(layer, "down", message * scale[:, None])
-        bias = source.bias(layer, "down")
-        written, written_size = self._add(target, layer, 1, written, bias, ("gate", "up", "down") if gated else ("up", "down"))
-        return state, written, [read_size, up_size, write_size, written_size, torch.zeros_like(up_size)]
+        parts = ("gate", "up", "down") if gated else ("up", "down")
+        written, size = self._add(target, layer, 1, source.apply(layer, "down", message), source.bias(layer, "down"), parts)
+        return state, written, [read_size, write_size, size]
 
-    def _read(self, source: Source, layer: int, part: str, seen: Tensor, shift: Tensor | None, gain: Tensor | None = None) -> Any:
-        """(what a part's rows read of the normalised channels, [rows, k], biases included; the norm of each row with its bias, None
-        without a `gain`)."""
-        bias, norm = source.bias(layer, part), None
-        columns = seen if shift is None else torch.cat([seen, shift[:, None]], 1)
-        if gain is None:
-            found = source.apply(layer, part, columns)
+    def _read(self, source: Source, layer: int, part: str, seen: Tensor, shift: Tensor | None) -> Float[Tensor, "r k"]:
+        """What a part's rows read of the normalised channels, biases included, the norm's among them."""
+        bias = source.bias(layer, part)
+        if shift is None:
+            found = source.apply(layer, part, seen)
         else:
-            found, norm = source.read(layer, part, columns, gain)
-        if shift is not None:
+            found = source.apply(layer, part, torch.cat([seen, shift[:, None]], 1))
             found, folded = found[:, :-1], found[:, -1]
             bias = folded if bias is None else bias + folded
-        if bias is None:
-            return found, norm
-        return found + bias[:, None] * self.one, None if norm is None else (norm.square() + bias.square()).sqrt()
+        return found if bias is None else found + bias[:, None] * self.one
 
     def _add(self, target: Anchored, layer: int, number: int, written: Tensor, bias: Tensor | None, parts: Any) -> tuple[Tensor, Tensor]:
         """What a block adds to the channels, at a mean square norm of 1 per channel, and the log of its size."""
