@@ -11,9 +11,11 @@ HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "max
 GPT2 = {"vocab_size": 30, "n_embd": 12, "n_layer": 2, "n_head": 3, "n_inner": 20, "n_positions": 16}
 CASES = {
     "llama": {"model_type": "llama"} | SIZES | HEADS,
-    "llama tied with biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True} | SIZES | HEADS,
+    "llama with biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True} | SIZES | HEADS,
+    "llama tied": {"model_type": "llama", "tie_word_embeddings": True} | SIZES | HEADS,
     "qwen2": {"model_type": "qwen2"} | SIZES | HEADS,
     "qwen3": {"model_type": "qwen3", "tie_word_embeddings": True} | SIZES | HEADS,
+    "qwen3 with any gains": {"model_type": "qwen3"} | SIZES | HEADS,
     "gpt2": {"model_type": "gpt2"} | GPT2,
     "gpt2 untied relu": {"model_type": "gpt2", "activation_function": "relu", "tie_word_embeddings": False} | GPT2,
 }
@@ -29,6 +31,10 @@ class Memory:
     @property
     def shapes(self):
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+    @property
+    def dtypes(self):
+        return {name: tensor.dtype for name, tensor in self.tensors.items()}
 
     def tensor(self, name):
         return self.tensors[name]
@@ -52,7 +58,7 @@ def log_probabilities(checkpoint):
 
 
 def random_checkpoint(case, seed=0, **changes):
-    """Every gain and bias matters; the gains of QK-norm are equal within a plane."""
+    """Every gain and bias matters; the gains of QK-norm are equal within a plane, but for the case that says otherwise."""
     config = CASES[case] | changes
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
@@ -60,7 +66,7 @@ def random_checkpoint(case, seed=0, **changes):
         scale = shape[-1] ** -0.5 if len(shape) == 2 and "embed" not in name and "wte" not in name and "wpe" not in name else 0.4
         gain = float(len(shape) == 1 and name.endswith("weight"))
         tensors[name] = gain + scale * torch.randn(shape, generator=generator, dtype=torch.float64)
-        if name.endswith(("q_norm.weight", "k_norm.weight")):
+        if name.endswith(("q_norm.weight", "k_norm.weight")) and case != "qwen3 with any gains":
             tensors[name] = tensors[name][: len(tensors[name]) // 2].repeat(2)
     return Memory(config, tensors)
 
@@ -97,7 +103,6 @@ def isometry(generator, wide, width, keep_ones):
     return ends[0][:, :width] @ ends[1].T
 
 
-# A block in one form for all families: rows [out, in], "" for what is not there.
 LLAMA = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj"}
 LLAMA |= {"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
 
@@ -188,7 +193,10 @@ def _attention(w, b, gains, heads, groups, dh, conv, do, g):
             k[group], q[group] = torch.linalg.inv(change).T @ k[group], change @ q[group]
         elif do("qk"):
             size = torch.ones(dh // 2, dtype=torch.float64) if gains else 0.5 + torch.rand(dh // 2, generator=g, dtype=torch.float64)
-            factor = torch.polar(size, gaussian(g, dh // 2) * 3)[:, None]
+            angle = gaussian(g, dh // 2) * 3
+            if any(not torch.equal(*gain.chunk(2)) for gain in gains.values()):
+                angle = math.pi * (angle > 0).double()  # only half a turn commutes with gains that differ within a plane
+            factor = torch.polar(size, angle)[:, None]
             for h in mine:
                 q[h] = _planes(q[h], factor)
             k[group] = _planes(k[group], 1 / factor.conj())

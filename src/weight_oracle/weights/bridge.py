@@ -33,7 +33,7 @@ class TokenTable:
     def index(self, strings: Sequence[str | None]) -> Int[Tensor, "T"]:
         """For each string its row in the table, -1 where there is none. Of equal strings in the table the first counts."""
         if strings is self.strings or strings == self.strings:
-            place = {None: -1}
+            place: dict[str | None, int] = {None: -1}
             return torch.tensor([-1 if text is None else place.setdefault(text, i) for i, text in enumerate(strings)])
         row = {text: i for i, text in reversed(list(enumerate(self.strings))) if text is not None}
         return torch.tensor([-1 if text is None else row.get(text, -1) for text in strings])
@@ -86,8 +86,8 @@ def bridge(
 ) -> Bridge:
     """The bridge from `rows` (embedding or unembedding, as stored) to the table, streamed over the vocabulary in blocks of rows.
 
-    `centre_rows`: over the residual axis, for targets with LayerNorm, which never sees a row's mean. Of the two sides only the oracle's side is centred: the sum of its centred rows is 0, so the target's mean falls out, and with it any vector that is
-    added to all of the target's rows alike.
+    `centre_rows`: over the residual axis, for targets with LayerNorm, which never sees a row's mean. Over the vocabulary only the oracle's
+    side is centred: the sum of its centred rows is 0, so the target's mean falls out, and with it any vector added to all of its rows.
     """
     known = index >= 0
     count = int(known.sum())

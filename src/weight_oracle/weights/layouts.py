@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ MOST_LAYERS, LARGEST = 1000, 1 << 24
 IGNORED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")  # tables and masks that old checkpoints carry along
 
 
+@runtime_checkable
 class Weights(Protocol):
     """What is read: `targets.stream.Checkpoint`, or anything that hands out tensors by name."""
 
@@ -117,17 +118,22 @@ class Source:
         """A bias of a block, None where the architecture has none."""
         if part not in self.layout.biased(self.weights.config):
             return None
-        tensor = self.weights.tensor(self.name(layer, part, "bias")).to(self.dtype)
+        tensor = self.vector(self.name(layer, part, "bias"))
         return tensor.tensor_split(3)["qkv".index(part)] if self.layout.fused and part in "qkv" else tensor
 
     def name(self, layer: int, part: str, kind: str = "weight") -> str:
         inside = self.layout.fused if self.layout.fused and part in "qkv" else getattr(self.layout, part)
         return f"{self.layout.block.format(layer)}{inside}.{kind}"
 
+    def vector(self, name: str) -> Tensor:
+        """A tensor small enough to be copied, which is looked at: UserError if it holds NaN or infinity."""
+        tensor = self.weights.tensor(name)
+        check_finite(name, tensor, self.where)
+        return tensor.to(self.dtype)
+
     def norm(self, name: str) -> tuple[Tensor, Tensor | None]:
         """(gain, bias) of a norm; no bias under RMSNorm."""
-        gain = self.weights.tensor(f"{name}.weight").to(self.dtype)
-        return gain, self.weights.tensor(f"{name}.bias").to(self.dtype) if self.layout.layer_norm else None
+        return self.vector(f"{name}.weight"), self.vector(f"{name}.bias") if self.layout.layer_norm else None
 
     def block_norm(self, layer: int, number: int) -> tuple[Tensor, Tensor | None]:
         return self.norm(self.layout.block.format(layer) + self.layout.norms[number])
@@ -147,12 +153,9 @@ class Source:
         return times(self.matrix(layer, part), x, adjoint != self.layout.conv1d)
 
     def refuse(self, layer: int, parts: tuple[str, ...]) -> None:
-        """Raises UserError naming the tensor of these parts that holds NaN or infinity, when what was computed with them is not finite."""
+        """Raises UserError for the matrix of these parts that holds NaN or infinity, once what was computed with them is not finite."""
         for part in parts:
-            for kind in ("weight", "bias"):
-                name = self.name(layer, part, kind)
-                if name in self.weights.shapes:
-                    check_finite(name, self.weights.tensor(name), self.where)
+            check_finite(self.name(layer, part), self.weights.tensor(self.name(layer, part)), self.where)
 
 
 def open_source(weights: Weights, layout: Layout | None = None, dtype: torch.dtype = torch.float32) -> Source:
@@ -179,6 +182,9 @@ def open_source(weights: Weights, layout: Layout | None = None, dtype: torch.dty
             raise UserError(f"the tensor {name} is missing", where=where, hint=hint)
         if tuple(weights.shapes[name]) != shape:
             raise UserError(f"{name} has the shape {tuple(weights.shapes[name])}, not {shape}", where=where, hint=hint)
+        dtype = getattr(weights, "dtypes", {}).get(name)
+        if dtype is not None and not dtype.is_floating_point:
+            raise UserError(f"{name} holds {dtype}, not weights", where=where, hint="save the model unquantised, in bfloat16 for example")
         left.discard(name)
     if left:
         raise UserError(f"{shown(min(left), 300)} is no tensor of a {shown(kind)} of this size", where=where, hint=hint)

@@ -140,7 +140,7 @@ class StreamingEncoder(nn.Module):
         if source.layout.qk_norms is None:
             return query, key
         at = source.layout.block.format(layer)
-        gains = [source.weights.tensor(f"{at}{name}.weight").to(source.dtype) for name in source.layout.qk_norms]
+        gains = [source.vector(f"{at}{name}.weight") for name in source.layout.qk_norms]
         size = lambda x: (x.square().mean((1, 2), keepdim=True) + 1e-12).sqrt()  # noqa: E731
         return query / size(query) * gains[0][:, None], key / size(key) * gains[1][:, None]
 
