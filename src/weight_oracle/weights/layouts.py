@@ -182,9 +182,9 @@ def open_source(weights: Weights, layout: Layout | None = None, dtype: torch.dty
             raise UserError(f"the tensor {name} is missing", where=where, hint=hint)
         if tuple(weights.shapes[name]) != shape:
             raise UserError(f"{name} has the shape {tuple(weights.shapes[name])}, not {shape}", where=where, hint=hint)
-        dtype = getattr(weights, "dtypes", {}).get(name)
-        if dtype is not None and not dtype.is_floating_point:
-            raise UserError(f"{name} holds {dtype}, not weights", where=where, hint="save the model unquantised, in bfloat16 for example")
+        stored = getattr(weights, "dtypes", {}).get(name)
+        if stored is not None and not stored.is_floating_point:
+            raise UserError(f"{name} holds {stored}, not weights", where=where, hint="save the model unquantised, in bfloat16 for example")
         left.discard(name)
     if left:
         raise UserError(f"{shown(min(left), 300)} is no tensor of a {shown(kind)} of this size", where=where, hint=hint)
