@@ -163,10 +163,17 @@ def rewritten(checkpoint, seed, wide=None, only=None):
         for n, gain in gains.items():
             new[f"{at}self_attn.{n}_norm.weight"] = gain
         if conv:
+            for p in ("q", "k", "v", "up") if do("readers") else ():
+                w[p] = w[p] + gaussian(g, len(w[p]), 1) * w[p].std()
+            for p in ("o", "down") if do("writers") else ():
+                w[p] = w[p] + gaussian(g, w[p].shape[1]) * w[p].std()
+                b[p] = b[p] + gaussian(g, 1)
             new[f"{at}attn.c_attn.weight"] = torch.cat([w.pop(p) for p in "qkv"]).T
             new[f"{at}attn.c_attn.bias"] = torch.cat([b.pop(p) for p in "qkv"])
         new |= {f"{at}{names[part]}.weight": (x.T if conv else x).contiguous() for part, x in w.items()}
         new |= {f"{at}{names[part]}.bias": x for part, x in b.items()}
+    for name in (embed_name, "transformer.wpe.weight") if conv and do("writers") else ():
+        new[name] = new[name] + gaussian(g, len(new[name]), 1) * new[name].std()
     config["tie_word_embeddings"] = False
     if wide:
         config["n_embd" if conv else "hidden_size"] = wide

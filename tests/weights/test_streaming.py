@@ -17,7 +17,7 @@ from weight_oracle.weights.streaming import StreamConfig, StreamingEncoder
 CONFIG = StreamConfig(channels=8, width=16, table=16, queries=2, model=32, blocks=1, tokens=4)
 NAMES = [f"token {i}" for i in range(30)]
 ENOUGH = {"heads": "llama", "qk": "qwen3", "ov": "gpt2", "value_bias": "llama with biases", "neurons": "gpt2 untied relu"}
-ENOUGH |= {"rotation": "qwen2", "unembedding": "llama"}
+ENOUGH |= {"rotation": "qwen2", "unembedding": "llama", "writers": "gpt2", "readers": "gpt2"}
 
 
 def encoder(dtype=torch.float32):
@@ -125,6 +125,23 @@ def test_every_tensor_is_read(case):
         g = torch.Generator().manual_seed(1)
         changed = Memory(target.config, target.tensors | {name: tensor + 0.3 * gaussian(g, *tensor.shape)})
         assert change(before, tokens(changed, torch.float64)) > 1e-6 or name.endswith(free), name
+
+
+@torch.inference_mode()
+def test_a_later_block_does_not_touch_an_earlier_ones_messages(monkeypatch):
+    seen = []
+    for name in ("_heads", "_neurons"):
+        method = getattr(StreamingEncoder, name)
+        monkeypatch.setattr(StreamingEncoder, name, lambda *args, method=method: seen.append(method(*args)) or seen[-1])
+    target = random_checkpoint("llama", num_hidden_layers=3)
+    tokens(target)
+    whole = list(seen)
+    seen.clear()
+    fewer = {name: x for name, x in target.tensors.items() if ".layers.2." not in name}
+    tokens(Memory(target.config | {"num_hidden_layers": 2}, fewer))
+    assert (len(whole), len(seen)) == (6, 4)
+    assert all(torch.equal(state, s) and torch.equal(written, w) for (state, written, _), (s, w, _) in zip(seen, whole, strict=False))
+    assert not torch.allclose(whole[2][1], whole[4][1])
 
 
 def test_the_order_of_the_vocabulary_does_not_matter():

@@ -19,10 +19,10 @@ from weight_oracle.errors import UserError
 from weight_oracle.weights.anchors import PLACES, Anchored
 from weight_oracle.weights.layouts import Source
 
-DEPTH = 6  # numbers that say how deep in the target a block lies
+AFTER, DEPTH = 2, 6  # numbers that say after how many blocks a block comes, and how deep in the target it lies
 SIZES = 6  # log-sizes of the parts of a block
 KINDS = ("silu", "gelu", "relu")
-BANDS = (0.0, 1.5, 3.0, 4.5, 6.5, 9.0)  # centres of the bands of RoPE planes: the log of tokens per radian
+BANDS = (0.0, 1.5, 3.0, 5.0, 8.0, 12.0)  # centres of the bands of RoPE planes: the log of tokens per radian
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class StreamingEncoder(nn.Module):
         self.mean_message, self.one = normal(1, k), normal(1, k)  # of the mean embedding; of the constant one that biases multiply
         self.bias_message = normal(2, k)  # of what a block's heads, and its neurons, write in any case
         self.amount = nn.Parameter(torch.ones(2, k))
-        self.depth_head, self.depth_neuron, self.depth_token = nn.Linear(DEPTH, w), nn.Linear(DEPTH, w), nn.Linear(DEPTH, m)
+        self.depth_head, self.depth_neuron, self.depth_token = nn.Linear(AFTER, w), nn.Linear(AFTER, w), nn.Linear(DEPTH, m)
         self.turning = nn.Linear(2 * len(BANDS) * k * k, w)  # patterns under RoPE: one complex form for each band of planes
         self.normed = nn.Linear(2 * len(BANDS) * k * k, w)  # the same under QK-norm, where only angles are left
         self.pattern = nn.Linear(k * k, w)  # patterns without RoPE: one real form
@@ -80,10 +80,11 @@ class StreamingEncoder(nn.Module):
         out = target.unembed @ self.readout
         memory = [self._lens(target, stream) + self.part[0]]
         for layer in range(depth):
-            place = _place(layer, depth).to(stream)
-            heads, by_heads, head_sizes = self._heads(target, layer, stream, out, place)
+            # What is carried on does not know how many blocks are still to come: a later block changes no earlier message.
+            after, place = _after(layer).to(stream), _place(layer, depth).to(stream)
+            heads, by_heads, head_sizes = self._heads(target, layer, stream, out, after)
             stream = stream + by_heads * self.amount[0]
-            neurons, by_neurons, neuron_sizes = self._neurons(target, layer, stream, out, place)
+            neurons, by_neurons, neuron_sizes = self._neurons(target, layer, stream, out, after)
             stream = stream + by_neurons * self.amount[1]
             sizes = self.from_sizes(torch.stack([*head_sizes, *neuron_sizes]))[None]
             tokens = [self.from_heads(_pool(heads, self.queries[0])) + self.part[1]]
@@ -104,7 +105,7 @@ class StreamingEncoder(nn.Module):
         pairs = _unit(self.readout.T @ said)[0]  # [k, k]
         return self.from_lens(torch.cat([_unit(said.T)[0], pairs.T], 1)) + self.from_logits(_unit(kept.T)[0]) + self.channel
 
-    def _heads(self, target: Anchored, layer: int, stream: Tensor, out: Tensor, place: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def _heads(self, target: Anchored, layer: int, stream: Tensor, out: Tensor, after: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """(states [heads, w], what they write [d, k], log-sizes) of a block's heads."""
         source, s = target.source, target.source.sizes
         rope = s.positions == 0
@@ -125,7 +126,7 @@ class StreamingEncoder(nn.Module):
         forms = _forms(query, key.repeat_interleave(share, 0), s.frequencies) / math.sqrt(s.head_dim)
         forms, form_size = _unit(forms)
         pattern = (self.normed if source.layout.qk_norms else self.turning) if rope else self.pattern
-        state = self.head(pattern(forms.flatten(1)) + self.value(direct.flatten(1)) + self.depth_head(place))
+        state = self.head(pattern(forms.flatten(1)) + self.value(direct.flatten(1)) + self.depth_head(after))
         carried = (value @ self.mix) * self.gate(state)[:, None]
         # The weights of attention sum to one, so a bias of the values comes out whole: it is one more column.
         fixed = by_head(constant[:, None]).repeat_interleave(share, 0)
@@ -144,7 +145,7 @@ class StreamingEncoder(nn.Module):
         size = lambda x: (x.square().mean((1, 2), keepdim=True) + 1e-12).sqrt()  # noqa: E731
         return query / size(query) * gains[0][:, None], key / size(key) * gains[1][:, None]
 
-    def _neurons(self, target: Anchored, layer: int, stream: Tensor, out: Tensor, place: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def _neurons(self, target: Anchored, layer: int, stream: Tensor, out: Tensor, after: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """(states [neurons, w], what they write [d, k], log-sizes) of a block's neurons.
 
         Under SwiGLU the scale and the sign of `up` may move to `down`. So what a neuron reads through `up` is divided by its own norm,
@@ -157,7 +158,7 @@ class StreamingEncoder(nn.Module):
         up = self._read(source, layer, "up", seen, shift)
         norm = (up.square().mean(1, keepdim=True) + 1e-30).sqrt()
         write = source.apply(layer, "down", out, adjoint=True)
-        fixed = self.depth_neuron(place) + self.activation[KINDS.index(source.sizes.activation)]
+        fixed = self.depth_neuron(after) + self.activation[KINDS.index(source.sizes.activation)]
         if gated:
             up, (write, write_size) = up / norm, _unit(write * norm)
             read, read_size = _unit(self._read(source, layer, "gate", seen, shift))
@@ -165,7 +166,7 @@ class StreamingEncoder(nn.Module):
             plus, minus = gelu(even + odd), gelu(even - odd)
             state, message = self.neuron(plus + minus), ((plus - minus) @ self.message) * norm
         elif source.sizes.activation == "relu":
-            (write, write_size), read_size = _unit(write * norm), torch.zeros_like(place[0])
+            (write, write_size), read_size = _unit(write * norm), torch.zeros_like(after[0])
             plus = gelu(torch.addmm(torch.addmm(fixed, up / norm, self.read), write, self.write))
             state, message = self.neuron(plus), (plus @ self.message) * norm
         else:
@@ -198,6 +199,10 @@ class StreamingEncoder(nn.Module):
             raise UserError(f"block {layer} overflows {written.dtype}", where=source.where, hint="its weights are too large to be read")
         size = written.square().sum(0).mean().clamp(min=1e-24).sqrt()
         return written / size, (size / target.size + 1e-6).log() / 4
+
+
+def _after(layer: int) -> Float[Tensor, "n"]:
+    return torch.tensor([math.log1p(layer) / 2, 1 / (1 + layer)])
 
 
 def _place(layer: int, depth: int) -> Float[Tensor, "n"]:
