@@ -5,7 +5,8 @@ from dataclasses import replace
 import torch
 
 from weight_oracle.targets.checkpoint import make_target
-from weight_oracle.targets.gpt2 import Shape, tensor_shapes
+from weight_oracle.targets.gpt2 import tensor_shapes
+from weight_oracle.targets.shape import Shape
 from weight_oracle.targets.target import Target
 from weight_oracle.truth.domain import default_names
 
