@@ -100,7 +100,7 @@ def zoo_show(config: "cli.ZooShow") -> Output:
 
     zoo = open_zoo(config.zoo)
     truths = zoo.truths
-    shared = ("split", "ifs", "width", "depth", "heads", "activation", "tied", "init", "dropout")
+    shared = ("split", "ifs", "family", "width", "depth", "heads", "activation", "tied", "init", "dropout")
     groups: dict[str, list[tuple[str, ...]]] = {key: [(str(t[key]),) for t in truths] for key in shared}
     groups["test"] = [tuple(t["kinds"].split()) for t in truths]
     broken = {key: _learned(truths, labels) for key, labels in groups.items()}
@@ -111,7 +111,7 @@ def zoo_show(config: "cli.ZooShow") -> Output:
         "learned": sum(t["learned"] for t in truths),
         "accuracy": {"mean": accuracy.mean(), "median": float(np.median(accuracy)), "lowest": accuracy.min()},
         "by": broken,
-        "example": {key: example[key] for key in ("index", "chart", "split", "accuracy", "learned", "width", "depth", "heads")},
+        "example": {key: example[key] for key in ("index", "chart", "split", "accuracy", "learned", "family", "width", "depth", "heads")},
     }  # fmt: skip
     rows = [(key, label, n["targets"], percent(n["learned"] / n["targets"])) for key, part in broken.items() for label, n in part.items()]
     text = [
