@@ -86,9 +86,14 @@ def quantisation_error(tensor: Float[Tensor, "..."], bits: int, group: int) -> t
         x = torch.nn.functional.pad(x, (0, -len(x) % group)).view(-1, group)
         scale = x.abs().amax(1, keepdim=True) / top
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        error += float((x - (x / scale).round() * scale).square().sum(dtype=torch.float64))
-        norm += float(x.square().sum(dtype=torch.float64))
+        error += _square(x - (x / scale).round() * scale)
+        norm += _square(x)
     return error, norm
+
+
+def _square(x: Float[Tensor, "rows columns"]) -> float:
+    """The squared Frobenius norm; the sums of rows are added in float64, so that many small ones are not lost."""
+    return float(x.square().sum(1).double().sum())
 
 
 def energy_kept(matrix: Float[Tensor, "rows columns"], ranks: int, seed: int = 0) -> tuple[float, float]:
@@ -103,7 +108,7 @@ def energy_kept(matrix: Float[Tensor, "rows columns"], ranks: int, seed: int = 0
         values = torch.linalg.eigvalsh(x @ x.T).clamp(min=0).flip(0)
         return float(values[:ranks].sum()), float(values.sum())
     x = matrix.to(torch.float64 if matrix.dtype == torch.float64 else torch.float32)
-    norm = float(x.square().sum(dtype=torch.float64))
+    norm = _square(x)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         values = torch.svd_lowrank(x, q=min(ranks + 16, *x.shape), niter=4)[1]
