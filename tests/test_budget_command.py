@@ -1,6 +1,8 @@
 """`weight-oracle budget`: what it prints, its JSON, and one line for bad input."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -104,3 +106,14 @@ def test_bars_and_shares_of_text():
     assert [bar(x) for x in (0, 1e-9, 0.5, 0.999, 1)] == ["", "▏", "█" * 10, "█" * 20, "█" * 20]
     assert bar(0.067) == "█▍" and all(len(bar(i / 1000)) <= 20 for i in range(1001))
     assert [small_percent(x) for x in (0, 1.632e-5, 0.0669, 0.1, 0.9999, 1)] == ["0%", "0.0016%", "6.7%", "10.0%", "99.9%", "100%"]
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b.json", "gpt2.json"])
+def test_the_tables_in_the_documentation_are_what_is_printed(run, tmp_path, name):
+    page = (Path(__file__).parent.parent / "docs" / "budget.md").read_text()
+    blocks = re.findall(r"```\n(.*?)\n```", page, re.DOTALL)
+    i = next(i for i, block in enumerate(blocks) if block.endswith(f"weight-oracle budget {name}"))
+    config = re.search(r"\{.*\}", blocks[i], re.DOTALL)
+    assert config
+    (tmp_path / name).write_text(config[0])
+    assert run(tmp_path / name)[1].strip() == blocks[i + 1]

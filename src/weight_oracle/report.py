@@ -97,16 +97,17 @@ def budget_text(budget: Mapping[str, Any], meanings: Iterable[str]) -> str:
         rows.append(cells)
     if measured:
         header.insert(5, "relative error")
-    about = f"{budget['architecture']}: {budget['parameters']:,} parameters, d_model {budget['width']:,}, {budget['layers']:,} layers"
+    layers = f"{budget['layers']:,} layer{'s' * (budget['layers'] != 1)}"
+    about = f"{budget['architecture']}: {budget['parameters']:,} parameters, d_model {budget['width']:,}, {layers}"
     text = [about, f"what fits in a context of {budget['context']:,} tokens:", "", table(header, rows)]
     if not measured:
         return "\n".join([*text, "", "Given a folder with weights, also the error of what is dropped."])
     text += ["", "relative error: Frobenius norm of what is dropped, over that of the weights (svd2: of the linear maps in layers)."]
     text += ["-: these tokens do not give back the weights: one side alone does not; of what is learned only a trained oracle can say."]
     if budget["energy_kept"]:
-        layers = [(name, small_percent(share), bar(share)) for name, share in budget["energy_kept"].items()]
+        kept = [(name, small_percent(share), bar(share)) for name, share in budget["energy_kept"].items()]
         title = f"squared norm in the {budget['ranks']} strongest directions of each linear map"
-        text += ["", table(("layer", title, ""), layers)]
+        text += ["", table(("layer", title, ""), kept)]
     return "\n".join(text)
 
 
