@@ -12,6 +12,7 @@ import argparse
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -31,13 +32,14 @@ class Run:
     targets: int
 
 
-def trained(run: Run, out: Path, seed: int) -> Oracle:
+def trained(run: Run, out: Path, size: Literal["tiny", "small", "base"], seed: int) -> Oracle:
     """The oracle of a run, trained unless it is there."""
     folder = out / run.name.replace(", ", "-").replace(" ", "-")
     if not (folder / "oracle.json").exists():
         first, *rest = run.zoos
-        half = TrainConfig(first, str(folder), tuple(rest), steps=run.steps, targets=run.targets, seed=seed, resume=(folder / "run").exists())
-        train(half, lambda done, total, log: print(f"{run.name}: step {done} of {total} {log.get('loss', '')}", flush=True))
+        resume = (folder / "run").exists()
+        config = TrainConfig(first, str(folder), tuple(rest), size=size, steps=run.steps, targets=run.targets, seed=seed, resume=resume)
+        train(config, lambda done, total, log: print(f"{run.name}: step {done} of {total} {log.get('loss', '')}", flush=True))
     return Oracle.from_pretrained(folder)
 
 
@@ -45,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name in ("gpt2", "llama", "gpt2_test", "llama_test", "out"):
         parser.add_argument(name)
+    parser.add_argument("--size", default="tiny", choices=["tiny", "small", "base"])
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--targets", type=int, default=4096, help="training targets of a family")
     parser.add_argument("--tested", type=int, default=300, help="test targets of a family")
@@ -60,7 +63,7 @@ def main() -> None:
     for number, run in enumerate(runs):
         if a.only is not None and number not in a.only:
             continue
-        oracle = trained(run, Path(a.out), a.seed)
+        oracle = trained(run, Path(a.out), a.size, a.seed)
         for family, place in (("gpt2", a.gpt2_test), ("llama", a.llama_test)):
             if family not in oracle.settings.families:
                 continue
@@ -75,8 +78,9 @@ def main() -> None:
                 flush=True,
             )
     if a.json:
-        settings = {key: value for key, value in vars(a).items() if key in ("steps", "targets", "tested", "seed")}
-        Path(a.json).write_text(json.dumps({"settings": settings, "runs": [asdict(r) | {"zoos": len(r.zoos)} for r in runs], "results": results}, indent=1))
+        settings = {key: value for key, value in vars(a).items() if key in ("size", "steps", "targets", "tested", "seed")}
+        made = [asdict(run) | {"zoos": len(run.zoos)} for run in runs]
+        Path(a.json).write_text(json.dumps({"settings": settings, "runs": made, "results": results}, indent=1))
 
 
 if __name__ == "__main__":
