@@ -44,7 +44,7 @@ def trained(run: Run, out: Path, size: Literal["tiny", "small", "base"], seed: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     for name in ("gpt2", "llama", "gpt2_test", "llama_test", "out"):
         parser.add_argument(name)
     parser.add_argument("--size", default="tiny", choices=["tiny", "small", "base"])

@@ -64,8 +64,9 @@ def hf_model(shape, tensors, **more):
 
 
 def hf_config(shape, **more):
-    sizes = {"vocab_size": shape.vocabulary, "hidden_size": shape.width, "intermediate_size": shape.neurons, "num_hidden_layers": shape.depth}
-    sizes |= {"num_attention_heads": shape.heads, "num_key_value_heads": shape.groups, "max_position_embeddings": shape.positions}
+    sizes = {"vocab_size": shape.vocabulary, "hidden_size": shape.width, "intermediate_size": shape.neurons}
+    sizes |= {"num_hidden_layers": shape.depth, "num_attention_heads": shape.heads, "num_key_value_heads": shape.groups}
+    sizes |= {"max_position_embeddings": shape.positions}
     return LlamaConfig(**sizes, rope_parameters={"rope_type": "default", "rope_theta": shape.theta}, **more)
 
 

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from weight_oracle.errors import UserError
 from weight_oracle.targets.checkpoint import load_target, save_target
-from weight_oracle.targets.stacked import forward
 from weight_oracle.targets.stack import stack_targets
+from weight_oracle.targets.stacked import forward
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.interpret import run_one
 from weight_oracle.truth.sample import ChartDistribution
@@ -93,7 +93,8 @@ def test_an_exported_target_is_the_stacked_one(kind, request, tmp_path):
 
 def test_shapes_of_a_mixed_zoo(mixed):
     shapes = [mixed.shape(shard) for shard in mixed.shards]
-    assert [(s.family, s.depth, s.groups) for s in shapes] == [("gpt2", 1, 2), ("gpt2", 2, 2), *(("llama", d, g) for d in (1, 2) for g in (2, 1))]
+    llamas = [("llama", depth, groups) for depth in (1, 2) for groups in (2, 1)]
+    assert [(s.family, s.depth, s.groups) for s in shapes] == [("gpt2", 1, 2), ("gpt2", 2, 2), *llamas]
     assert {s.theta for s in shapes[2:]} <= {50.0, 10_000.0}
 
 

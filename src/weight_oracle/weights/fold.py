@@ -7,9 +7,9 @@ softmax ignores a shared shift; a ReLU neuron's read (w_in, b) has norm 1. What 
 the order of heads and neurons. Everything that writes is divided by the RMS of the embedded inputs, so that the stream has unit scale.
 
 RoPE lets only the two products of each frequency plane survive: with z = first + i second, the score of a query at distance D from a key is
-sum_j cos(w_j D) Re(z_q conj z_k)_j - sin(w_j D) Im(z_q conj z_k)_j (RoFormer, arXiv 2104.09864, equation 12). So a head has a list of forms,
-and `turn` says what each counts for at each distance; a GPT-2 head has one, which counts the same everywhere. A SwiGLU neuron's up direction
-has norm 1 and an arbitrary sign: the neuron enters twice, once with each sign, at half weight, and whatever is summed over neurons is even.
+sum_j cos(w_j D) Re(z_q conj z_k)_j - sin(w_j D) Im(z_q conj z_k)_j (RoFormer, arXiv 2104.09864, equation 12). So a head has a list of
+forms, and `turn` says what each counts for at each distance; a GPT-2 head has one, which counts the same everywhere. A SwiGLU neuron's
+up direction has norm 1 and an arbitrary sign: the neuron enters twice, once with each sign, at half weight, so that sums over neurons do not see it.
 """
 
 import torch
@@ -98,13 +98,12 @@ def _fold_llama(stack: Stack, distances: int) -> Atoms:
     N, d = len(stack), stack.width
     embedding, head = _vocabulary(stack)
     unit = embedding[:, : len(stack.symbols)].square().mean((1, 2)).sqrt().clamp(min=1e-12).view(N, 1, 1)
+    size = t["model.layers.0.self_attn.q_proj.weight"].shape[1] // stack.heads
     layers: list[Atoms] = []
     for layer in range(stack.depth):
         at = f"model.layers.{layer}."
         gain = t[at + "input_layernorm.weight"][:, None]
-        by_head = lambda x: x.unflatten(1, (-1, size))  # noqa: E731  [N, rows, d] -> [N, heads, d_head, d]
-        size = t[at + "self_attn.q_proj.weight"].shape[1] // stack.heads
-        q, k, v = (by_head(gain * t[f"{at}self_attn.{name}_proj.weight"]) for name in "qkv")
+        q, k, v = ((gain * t[f"{at}self_attn.{name}_proj.weight"]).unflatten(1, (-1, size)) for name in "qkv")  # [N, heads, size, d]
         k, v = (x.repeat_interleave(stack.heads // stack.kv_heads, 1) for x in (k, v))
         out = t[at + "self_attn.o_proj.weight"].transpose(1, 2).unflatten(1, (stack.heads, size)) / unit[..., None]
         q1, q2 = (q * size**-0.5).chunk(2, 2)
@@ -123,8 +122,7 @@ def _fold_llama(stack: Stack, distances: int) -> Atoms:
         pieces |= {"read_bias": torch.zeros(N, 2 * gate.shape[1]), "write": torch.cat([write, -write], 1), "mlp_bias": none}
         layers.append(pieces)
 
-    half = layers[0]["qk"].shape[2] // 2
-    angle = torch.arange(distances) * frequencies(2 * half, stack.theta, unit)[:, None]
+    angle = torch.arange(distances) * frequencies(size, stack.theta, unit)[:, None]
     return _stacked(layers) | {
         "rows": torch.cat([embedding / unit, torch.zeros(N, stack.positions, d)], 1),
         "turn": torch.cat([angle.cos(), -angle.sin()]).expand(N, -1, -1),
@@ -150,7 +148,7 @@ def pad_to(tensor: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def concatenate(groups: list[Atoms]) -> Atoms:
-    """Stacks of different families, widths, depths, heads and neurons as one, zero-padded to the largest; ungated neurons get a zero `up`."""
+    """Stacks of different families and sizes as one, zero-padded to the largest; neurons without a gate get a zero `up`."""
     if any("up" in group for group in groups):
         groups = [{"up": torch.zeros_like(group["read"])} | group for group in groups]
     names = groups[0].keys()

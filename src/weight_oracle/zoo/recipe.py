@@ -135,7 +135,8 @@ _SMALL = Recipe(
 )
 _LLAMA_TINY = replace(_TINY, families=("llama",), heads=(2, 4), shares=(1, 2), thetas=(100.0, 10_000.0), inits=INITS, dropouts=(0.0,))
 # Two blocks only: without position rows, one cannot know from where it counts to `at K` in inputs of several lengths.
-_LLAMA_SMALL = replace(_SMALL, families=("llama",), depths=(2,), steps=(900,), heads=(2, 4), shares=(2,), thetas=(100.0, 10_000.0), dropouts=(0.0,))
+_LLAMA_SMALL = replace(_SMALL, families=("llama",), depths=(2,), steps=(900,), heads=(2, 4), shares=(2,), dropouts=(0.0,))
+_LLAMA_SMALL = replace(_LLAMA_SMALL, thetas=_LLAMA_TINY.thetas)
 RECIPES: dict[str, Recipe] = {
     r.name: r
     for r in (
@@ -177,7 +178,8 @@ def recipe_from_dict(data: dict, where: str) -> Recipe:
     if "name" not in data:
         raise UserError("the recipe has no name", where=where, hint=COMPARE)
     recipe = _like(Recipe(""), data, where)
-    choices = (recipe.families, FAMILIES), (recipe.inits, INITS), (recipe.activations, ACTIVATIONS), (recipe.charts.kinds, KINDS), (recipe.splits, SPLITS)
+    choices = (recipe.families, FAMILIES), (recipe.inits, INITS), (recipe.activations, ACTIVATIONS)
+    choices += (recipe.charts.kinds, KINDS), (recipe.splits, SPLITS)
     for given, known in choices:
         if unknown := {*given} - {*known}:
             raise UserError(f"{min(unknown)!r} is unknown", where=where, hint=f"choose among {', '.join(known)}")
