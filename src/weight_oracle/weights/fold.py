@@ -9,7 +9,8 @@ the order of heads and neurons. Everything that writes is divided by the RMS of 
 RoPE lets only the two products of each frequency plane survive: with z = first + i second, the score of a query at distance D from a key is
 sum_j cos(w_j D) Re(z_q conj z_k)_j - sin(w_j D) Im(z_q conj z_k)_j (RoFormer, arXiv 2104.09864, equation 12). So a head has a list of
 forms, and `turn` says what each counts for at each distance; a GPT-2 head has one, which counts the same everywhere. A SwiGLU neuron's
-up direction has norm 1 and an arbitrary sign: the neuron enters twice, once with each sign, at half weight, so that sums over neurons do not see it.
+up direction has norm 1 and an arbitrary sign: the neuron enters twice, once with each sign, at half weight, so that sums over neurons do
+not see it.
 """
 
 import torch
