@@ -133,6 +133,14 @@ class Spec:
         """What the spec says about a tensor's shape."""
         return tuple(sum(self._size(part) for part in dim) for dim in _parse(self.tensors[name])[0])
 
+    def place(self, name: str, axis: str) -> int:
+        """The dimension of a tensor, counted from the last (-1), that is the given axis and nothing else. Raises UserError if there is none."""
+        dims = _parse(self.tensors[name])[0]
+        for i, dim in enumerate(dims):
+            if len(dim) == 1 and [factor.axis for factor in dim[0]] == [axis]:
+                return i - len(dims)
+        raise UserError(f"{name} has no dimension that is {axis}", where=f"the spec of {self.architecture}")
+
     def sizes(self, factors: Collection[Factor]) -> list[int]:
         return [self.axes[factor.axis].size for factor in factors]
 

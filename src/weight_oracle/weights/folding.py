@@ -38,7 +38,7 @@ def fold_unchecked(spec: Spec, tensors: Tensors) -> Tensors:
         bias = None if norm.bias is None else tensors[norm.bias]
         stays = False
         for name, reader_bias in norm.readers:
-            axis = next(i for i, factor in enumerate(spec.tensors[name].split()) if factor.rstrip("'") == norm.axis) - len(spec.shape(name))
+            axis = spec.place(name, norm.axis)
             weight = out[name].movedim(axis, -1)
             if bias is not None and reader_bias is not None:
                 out[reader_bias] = out[reader_bias] + (weight @ bias[..., None])[..., 0]

@@ -71,17 +71,30 @@ def fold_stack(stack: Stack) -> Stack:
 
 
 def target_spec(target: Target) -> Spec:
-    """The spec of a target."""
-    return find_spec(target.family)(target.config)
+    """The spec of a target. Raises UserError for a family that has none."""
+    make = find_spec(target.family)
+    gains = [tensor for name, tensor in target.tensors.items() if name.endswith(("q_norm.weight", "k_norm.weight"))]
+    if gains:  # of a norm on queries and keys
+        return make(target.config, equal_gains=all(torch.equal(*gain.chunk(2)) for gain in gains))
+    return make(target.config)
 
 
 def stack_spec(stack: Stack) -> Spec:
-    """The spec of a stack's targets; neurons have scales if any of the targets uses ReLU."""
-    shape = {name: tensor.shape[1:] for name, tensor in stack.tensors.items()}
+    """The spec of a stack's targets; a GPT-2's neurons have scales if any of the targets uses ReLU. Raises UserError for an unknown family."""
+    family = getattr(stack, "family", "gpt2")
+    make, shape = find_spec(family), {name: tensor.shape[1:] for name, tensor in stack.tensors.items()}
     vocabulary, width = shape["lm_head.weight"]
-    config: dict[str, Any] = {"vocab_size": vocabulary, "n_embd": width, "n_head": stack.heads, "n_layer": stack.depth}
-    config |= {"n_positions": shape["transformer.wpe.weight"][0], "n_inner": shape["transformer.h.0.mlp.c_fc.bias"][0]}
-    return find_spec("gpt2")(config | {"activation_function": "relu" if stack.relu.any() else "gelu_new"})
+    config: dict[str, Any]
+    if family == "gpt2":
+        config = {"vocab_size": vocabulary, "n_embd": width, "n_head": stack.heads, "n_layer": stack.depth}
+        config |= {"n_positions": shape["transformer.wpe.weight"][0], "n_inner": shape["transformer.h.0.mlp.c_fc.bias"][0]}
+        return make(config | {"activation_function": "relu" if stack.relu.any() else "gelu_new"})
+    at = "model.layers.0."
+    size = shape[at + "self_attn.q_proj.weight"][0] // stack.heads
+    config = {"model_type": family, "vocab_size": vocabulary, "hidden_size": width, "num_attention_heads": stack.heads}
+    config |= {"num_hidden_layers": stack.depth, "head_dim": size, "num_key_value_heads": shape[at + "self_attn.k_proj.weight"][0] // size}
+    config |= {"intermediate_size": shape[at + "mlp.gate_proj.weight"][0], "attention_bias": at + "self_attn.o_proj.bias" in shape}
+    return make(config | {"mlp_bias": at + "mlp.gate_proj.bias" in shape})
 
 
 def _chosen(spec: Spec, kinds: Collection[str] | None) -> tuple[list[str], list[str] | None]:
