@@ -117,21 +117,31 @@ def randomised(module: nn.Module, seed: int) -> Tensors:
         elif name.endswith("running_var"):
             out[name] = 0.5 + draw(*tensor.shape).square()
         elif tensor.ndim == 1:
-            out[name] = (float(name.endswith("weight")) + 0.4 * draw(*tensor.shape)) * (1 if name.endswith("bias") else draw(*tensor.shape).sign())
+            out[name] = (float(name.endswith("weight")) + 0.4 * draw(*tensor.shape)) * draw(*tensor.shape).sign()
         else:
             out[name] = draw(*tensor.shape) * (2 / tensor[0].numel()) ** 0.5
     return out
 
 
-def a_cnn(activation: str = "relu", batchnorm: bool = False, places: int = 1, seed: int = 0, channels=(2, 5, 4), samples: int = 12) -> Network:
-    module = Plain(channels, 3, activation, batchnorm, places).double().eval()
+def a_cnn(
+    activation: str = "relu", batchnorm: bool = False, places: int = 1, channels=(2, 5, 4), samples: int = 12, epsilon: float = 1e-5
+) -> Network:
+    module, seed = with_epsilon(Plain(channels, 3, activation, batchnorm, places), epsilon), 0
     inputs = normal(seed + 1)(samples, channels[0], 4, 4)
     spec = cnn(channels, 3, 3, activation, batchnorm, places)
     return Network(spec, randomised(module, seed), lambda t: functional_call(module, t, (inputs,)))
 
 
-def a_resnet(seed: int = 0) -> Network:
-    module = Residual((4, 6), (2, 2), 3).double().eval()
+def with_epsilon(module: nn.Module, epsilon: float) -> nn.Module:
+    """In double, its BatchNorms with this epsilon."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.eps = epsilon
+    return module.double().eval()
+
+
+def a_resnet(seed: int = 0, epsilon: float = 1e-5) -> Network:
+    module = with_epsilon(Residual((4, 6), (2, 2), 3), epsilon)
     inputs = normal(seed + 1)(12, 3, 6, 6)
     return Network(resnet((4, 6), (2, 2), 3, stem=3), randomised(module, seed), lambda t: functional_call(module, t, (inputs,)))
 
@@ -156,7 +166,9 @@ def in_double(model: nn.Module) -> nn.Module:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child).__name__.endswith("RMSNorm"):
-                setattr(module, name, nn.RMSNorm(len(child.weight), eps=child.variance_epsilon))
+                norm = nn.RMSNorm(len(child.weight), eps=child.variance_epsilon)
+                norm.weight = child.weight
+                setattr(module, name, norm)
     return model.double().eval()
 
 

@@ -18,7 +18,7 @@ from weight_oracle.weights.scramble import augment, fold_stack, kinds_of, scramb
 
 INPUTS = np.random.default_rng(0).integers(0, 5, (40, 6)).astype(np.int8)
 NAMES = default_names(5, 3)
-KINDS = ("heads", "qk", "key_bias", "ov", "value_bias", "neurons", "norms", "writers", "readers", "residual", "rotation", "unembedding")
+KINDS = ("heads", "qk", "key_bias", "ov", "value_bias", "neurons", "norms", "writers", "readers", "residual", "rotation", "unembedding", "offset")
 
 
 def random_target(activation="gelu_new", tied=False, depth=2, dtype=torch.float64, seed=0):
