@@ -17,7 +17,7 @@ from weight_oracle.weights.specs.mlp import mlp
 
 Tensors = dict[str, Tensor]
 NONLINEAR = {"relu": F.relu, "leaky_relu": F.leaky_relu, "tanh": torch.tanh, "gelu": F.gelu, "silu": F.silu}
-W0 = 7.0
+W0 = 7.3
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,7 @@ def test_every_tensor_of_a_hugging_face_gpt2_is_declared(activation):
     check(spec, state)
 
 
+@pytest.mark.filterwarnings("ignore")  # peft and transformers warn about each other
 def test_every_tensor_of_a_peft_adapter_is_declared():
     peft = pytest.importorskip("peft")
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -180,7 +181,7 @@ def test_every_tensor_of_a_peft_adapter_is_declared():
 
     spec = find_spec("lora")(state)
     check(spec, state)
-    assert sum(axis.group is not None for axis in spec.axes.values()) == len(state) / 2
+    assert sum(axis.group is not None for axis in spec.axes.values()) == sum("lora_A" in name or "embedding_A" in name for name in state) == 7
     ids = torch.arange(8)[None]
     run = lambda: adapted(input_ids=ids, use_cache=False).logits.log_softmax(-1)  # noqa: E731
     with torch.no_grad():
@@ -190,7 +191,7 @@ def test_every_tensor_of_a_peft_adapter_is_declared():
         after = run()
         peft.set_peft_model_state_dict(adapted, tensors | {name: 2 * x for name, x in tensors.items() if "lora_A" in name})
         wrong = run()
-    assert all((tensors[name] - x).abs().max() > 0.01 for name, x in state.items())
+    assert all((tensors[name] - x).abs().max() > 0.01 for name, x in state.items() if "lora_" in name)
     assert (after - before).abs().max() < 1e-10 * before.abs().max() and (wrong - before).abs().max() > 1e-3
 
 
