@@ -245,8 +245,9 @@ def scramble(config: "cli.Scramble") -> Output:
     before, after = (t.logits(inputs).log_softmax(-1) for t in (target, result))
     data = {"checkpoint": config.out, "seed": seed, "kinds": list(kinds), "weights_moved": difference(target.tensors, result.tensors)}
     data |= {"inputs": len(inputs), "log_probability_moved": (after - before).abs().max().item()}
-    text = f"{config.out}: weights moved by {percent(data['weights_moved'])} of their size ({', '.join(kinds)})"
-    return Output(data, f"{text}\nrunning both on {len(inputs)} inputs: log-probabilities moved by at most {data['log_probability_moved']:.1e}")
+    text = f"{config.out}: weights moved by {percent(data['weights_moved'])} of their size ({', '.join(kinds)})\n"
+    text += f"running both on {len(inputs)} inputs: log-probabilities moved by at most {data['log_probability_moved']:.1e}"
+    return Output(data, text)
 
 
 def _oracle(path: str | None) -> "Oracle":

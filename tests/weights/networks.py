@@ -195,8 +195,8 @@ def a_gpt2(activation: str = "gelu_new", seed: int = 0, **sizes) -> Network:
 
 
 LLAMA = {
-    "vocab_size": 11, "hidden_size": 12, "intermediate_size": 10, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2,
-    "head_dim": 4, "max_position_embeddings": 16, "tie_word_embeddings": False,
+    "vocab_size": 11, "hidden_size": 12, "intermediate_size": 10, "num_hidden_layers": 2,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4, "max_position_embeddings": 16, "tie_word_embeddings": False,
 }  # fmt: skip
 
 

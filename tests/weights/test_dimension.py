@@ -1,4 +1,4 @@
-"""No continuous symmetry is missing: a spec's dimension is the number of directions in which a network's weights can move and its outputs do not.
+"""No continuous symmetry is missing: a spec's dimension is the number of directions in which weights can move and outputs do not.
 
 That number is the nullity of the Jacobian of the outputs over many inputs, by all weights, at random weights.
 """
@@ -11,8 +11,9 @@ from weight_oracle.weights.axes import dimension
 from weight_oracle.weights.folding import fold_norms
 
 GPT2 = {"vocab_size": 12, "n_embd": 6, "n_layer": 1, "n_head": 2, "n_inner": 5, "n_positions": 6}
-LLAMA = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 5, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
-NETWORKS = {f"mlp {name}": lambda name=name: an_mlp(name, (3, 5, 4, 2), samples=400) for name in ("relu", "leaky_relu", "tanh", "sine", "gelu")}
+LLAMA = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 5, "num_hidden_layers": 1, "num_attention_heads": 4}
+ACTIVATIONS = ("relu", "leaky_relu", "tanh", "sine", "gelu", "silu")
+NETWORKS = {f"mlp {name}": lambda name=name: an_mlp(name, (3, 5, 4, 2), samples=400) for name in ACTIVATIONS}
 NETWORKS |= {
     "cnn leaky_relu": lambda: a_cnn("leaky_relu", channels=(2, 3, 2), samples=150),
     "cnn gelu": lambda: a_cnn("gelu", channels=(2, 3, 2), samples=150),
@@ -57,8 +58,8 @@ def test_dimensions_by_hand():
     by_kind = lambda spec: {kind: dimension(spec, (kind,)) for kind in spec.kinds}  # noqa: E731
     gpt2 = by_kind(NETWORKS["gpt2 relu"]().spec.folded)
     assert gpt2 == {
-        "rotation": (d - 1) * (d - 2) // 2, "heads": 0, "qk": h * k * k, "ov": h * k * k, "neurons": n, "key_bias": h * k, "value_bias": h * k,
-        "writers": v + p + d + 1 + n + 1, "readers": 3 * d + n + d, "offset": d - 1, "unembedding": d,
+        "rotation": (d - 1) * (d - 2) // 2, "heads": 0, "qk": h * k * k, "ov": h * k * k, "neurons": n, "key_bias": h * k,
+        "value_bias": h * k, "writers": v + p + d + 1 + n + 1, "readers": 3 * d + n + d, "offset": d - 1, "unembedding": d,
     }  # fmt: skip
     before = by_kind(NETWORKS["gpt2 gelu"]().spec)
     assert before["residual"] == before["neurons"] == 0 and "readers" not in before

@@ -8,8 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weight_oracle.weights.groups import (
-    FixingOnes, GeneralLinear, Group, Matrix, NonzeroScales, Orthogonal, Permutation, Permutations, PositiveScales, RopeRotations,
-    RopeScalings, Scale, Signs, haar, scales,
+    FixingOnes,
+    GeneralLinear,
+    Group,
+    Matrix,
+    NonzeroScales,
+    Orthogonal,
+    Permutation,
+    Permutations,
+    PositiveScales,
+    RopeRotations,
+    RopeScalings,
+    Scale,
+    Signs,
+    haar,
+    scales,
 )  # fmt: skip
 
 GROUPS = [Permutations, Signs, PositiveScales, NonzeroScales, GeneralLinear, RopeScalings, RopeRotations, Orthogonal, FixingOnes]
@@ -123,7 +136,8 @@ def test_the_smallest_sizes():
             element = group().draw(generator(), (), (), n, torch.float64)
             x = torch.ones(1, n, dtype=torch.float64)
             assert torch.isfinite(element.apply(x, [0], 1, False, 1)).all()
-    assert isinstance(draws(Signs, 1), Scale) and isinstance(draws(Orthogonal, 1), Matrix) and isinstance(draws(Permutations, 1), Permutation)
+    kinds = {group: type(draws(group, 1)) for group in (Signs, Orthogonal, Permutations)}
+    assert kinds == {Signs: Scale, Orthogonal: Matrix, Permutations: Permutation}
 
 
 def test_dimensions():

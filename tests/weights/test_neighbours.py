@@ -10,7 +10,16 @@ from networks import Network, a_cnn, a_gpt2, a_llama, a_resnet, an_adapter, an_m
 from weight_oracle.weights.axes import Axis, Spec, act, draw
 from weight_oracle.weights.folding import fold_norms
 from weight_oracle.weights.groups import (
-    GeneralLinear, NonzeroScales, Orthogonal, Permutation, Permutations, PositiveScales, RopeRotations, RopeScalings, Scale, Signs,
+    GeneralLinear,
+    NonzeroScales,
+    Orthogonal,
+    Permutation,
+    Permutations,
+    PositiveScales,
+    RopeRotations,
+    RopeScalings,
+    Scale,
+    Signs,
 )  # fmt: skip
 
 
@@ -23,7 +32,8 @@ def with_amplitude(spec: Spec, group) -> Spec:
     """An MLP's spec whose first hidden neurons have an amplitude that the activation does not allow."""
     axes = {**spec.axes, "wrong": Axis("wrong", 1, group, "wrong", ("neurons.0",))}
     tensors = {**spec.tensors, "layers.0.weight": "(neurons.0 wrong) input", "layers.0.bias": "(neurons.0 wrong)"}
-    return replace(spec, axes=axes, tensors=tensors | {"layers.1.weight": spec.tensors["layers.1.weight"].replace("neurons.0'", "(neurons.0 wrong')")})
+    tensors["layers.1.weight"] = spec.tensors["layers.1.weight"].replace("neurons.0'", "(neurons.0 wrong')")
+    return replace(spec, axes=axes, tensors=tensors)
 
 
 def redeclared(spec: Spec, **patterns: str) -> Spec:
@@ -48,7 +58,8 @@ def mlp_case(activation, group, axis="wrong"):
 
 def only_incoming():
     network = an_mlp("relu")
-    return network, drawn(network, redeclared(network.spec, layers__1__weight="(neurons.1 amplitude.1) (neurons.0' amplitude.0)"), "amplitude.0")
+    spec = redeclared(network.spec, layers__1__weight="(neurons.1 amplitude.1) (neurons.0' amplitude.0)")
+    return network, drawn(network, spec, "amplitude.0")
 
 
 def order_of_two_layers():

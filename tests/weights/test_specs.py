@@ -142,7 +142,10 @@ def test_a_default_draw_has_nothing_approximate():
     assert drawn and not any(name.startswith("size.") for name in drawn)
 
 
-@pytest.mark.parametrize(("name", "config"), [("Llama", {"attention_bias": True, "mlp_bias": True}), ("Qwen2", {}), ("Qwen3", {}), ("Mistral", {})])
+BIASED = {"attention_bias": True, "mlp_bias": True}
+
+
+@pytest.mark.parametrize(("name", "config"), [("Llama", {}), ("Llama", BIASED), ("Qwen2", {}), ("Qwen3", {}), ("Mistral", {})])
 def test_every_tensor_of_a_hugging_face_llama_is_declared(name, config):
     import transformers
 
@@ -161,7 +164,8 @@ def test_every_tensor_of_a_hugging_face_gpt2_is_declared(activation):
 
     from weight_oracle.weights.specs import find_spec
 
-    config = GPT2Config(vocab_size=13, n_positions=8, n_embd=8, n_layer=3, n_head=2, activation_function=activation, bos_token_id=0, eos_token_id=0)
+    sizes = {"vocab_size": 13, "n_positions": 8, "n_embd": 8, "n_layer": 3, "n_head": 2}
+    config = GPT2Config(**sizes, activation_function=activation, bos_token_id=0, eos_token_id=0)
     state = GPT2LMHeadModel(config).state_dict()
     spec = find_spec("gpt2")(config.to_dict())
     assert spec.tensors.keys() == state.keys()
@@ -181,7 +185,8 @@ def test_every_tensor_of_a_peft_adapter_is_declared():
 
     spec = find_spec("lora")(state)
     check(spec, state)
-    assert sum(axis.group is not None for axis in spec.axes.values()) == sum("lora_A" in name or "embedding_A" in name for name in state) == 7
+    pairs = sum("lora_A" in name or "embedding_A" in name for name in state)
+    assert sum(axis.group is not None for axis in spec.axes.values()) == pairs == 7
     ids = torch.arange(8)[None]
     run = lambda: adapted(input_ids=ids, use_cache=False).logits.log_softmax(-1)  # noqa: E731
     with torch.no_grad():

@@ -141,7 +141,7 @@ class Spec:
         return tuple(sum(self._size(part) for part in dim) for dim in _parse(self.tensors[name])[0])
 
     def place(self, name: str, axis: str) -> int:
-        """The dimension of a tensor, counted from the last (-1), that is the given axis and nothing else. Raises UserError if there is none."""
+        """The dimension of a tensor, counted from the last (-1), that is the given axis and nothing else; a UserError if there is none."""
         dims = _parse(self.tensors[name])[0]
         for i, dim in enumerate(dims):
             if len(dim) == 1 and [factor.axis for factor in dim[0]] == [axis]:

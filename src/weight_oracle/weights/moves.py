@@ -15,7 +15,8 @@ from weight_oracle.weights.groups import Scale, coins
 class Translation(Move):
     """Part `part` of a tensor moves freely, in units of the root mean square of the tensor `unit`; equally along the axis `along`, if any.
 
-    The tensors `also` move with it, the tensors `against` the other way, equally along what else they have. `repaid` names a weight that what moves is multiplied by and a bias that it is then taken from.
+    The tensors `also` move with it, the tensors `against` the other way, equally along what else they have. `repaid` names a weight that
+    what moves is multiplied by, and a bias that it is then taken from.
     """
 
     kind: str

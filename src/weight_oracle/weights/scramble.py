@@ -16,7 +16,7 @@ from weight_oracle.weights.specs import find_spec
 
 FOLD = "norms"  # the kind that only folds; what the folded network alone has brings it with it
 SMALLEST_GAIN_FLOAT32 = 1e-2  # dividing by less would cost the logits their last digits
-EMBEDDINGS = {"gpt2": "transformer.wte.weight", "llama": "model.embed_tokens.weight"}
+EMBEDDINGS = (".wte.weight", ".embed_tokens.weight")
 
 
 def kinds_of(spec: Spec) -> tuple[str, ...]:
@@ -34,8 +34,8 @@ def usual_kinds(spec: Spec) -> tuple[str, ...]:
 def scramble(target: Target, seed: int, kinds: Collection[str] | None = None) -> Target:
     """A target with the same function (log-softmax over the vocabulary) and weights changed by random symmetries of the named kinds.
 
-    Default: all usual ones. Permutations are uniform, rotations Haar, signs fair coins; GL elements and scales have a condition number up to
-    10, above 3 in half of the draws. Computed in float64, returned in the dtype of the target's tensors. What needs the norms folded
+    Default: all usual ones. Permutations are uniform, rotations Haar, signs fair coins; GL elements and scales have a condition number
+    up to 10, above 3 in half of the draws. Computed in float64, returned in the dtype of the target's tensors. What needs the norms folded
     ("readers", "rotation") brings "norms" with it, and whatever touches the embedding or the unembedding alone unties them. Raises
     UserError for an unknown kind, and for a gain too near 0 to be folded.
     """
@@ -47,7 +47,8 @@ def scramble(target: Target, seed: int, kinds: Collection[str] | None = None) ->
     if after is not None and spec.folded is not None:
         weights = act(spec.folded, draw(spec.folded, generator, after), fold_norms(spec, weights))
     tensors = {name: tensor.to(target.tensors[name].dtype).contiguous() for name, tensor in weights.items()}
-    tied = torch.equal(tensors["lm_head.weight"], tensors[EMBEDDINGS[target.family]]) and target.config["tie_word_embeddings"]
+    embedding = next(tensor for name, tensor in tensors.items() if name.endswith(EMBEDDINGS))
+    tied = bool(target.config["tie_word_embeddings"]) and torch.equal(tensors["lm_head.weight"], embedding)
     return replace(target, tensors=tensors, config=target.config | {"tie_word_embeddings": tied})
 
 
@@ -92,7 +93,7 @@ def target_spec(target: Target) -> Spec:
 
 
 def stack_spec(stack: Stack) -> Spec:
-    """The spec of a stack's targets; a GPT-2's neurons have scales if any of the targets uses ReLU. Raises UserError for an unknown family."""
+    """The spec of a stack's targets; a GPT-2's neurons have scales if any of the targets uses ReLU. UserError for an unknown family."""
     family = getattr(stack, "family", "gpt2")
     make, shape = find_spec(family), {name: tensor.shape[1:] for name, tensor in stack.tensors.items()}
     vocabulary, width = shape["lm_head.weight"]
