@@ -1,10 +1,12 @@
 """The language of axes, and what is said about a spec and tensors that do not fit together."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from networks import a_gpt2, an_adapter, an_mlp
+from networks import a_cnn, a_gpt2, a_llama, a_resnet, an_adapter, an_mlp
 
 from weight_oracle.errors import UserError
 from weight_oracle.weights.axes import Axis, Spec, act, check, draw
@@ -128,3 +130,30 @@ def test_what_is_nested_moves_with_what_it_is_nested_in():
     assert torch.allclose(act(made, drawn, {"q": x})["q"], inner[drawn["heads"].order].flatten(0, 1))
     alone = replace(made, axes={**made.axes, "qk": Axis("qk", 4)})
     assert alone.kinds == ("heads", "ov", "scale")
+
+
+DOCS = (Path(__file__).parents[2] / "docs" / "symmetry.md").read_text()
+
+
+def test_the_example_of_the_documentation_runs():
+    (code,) = re.findall(r"^```python\n(.*?)^```", DOCS, re.DOTALL | re.MULTILINE)
+    names = {}
+    exec(code, names)
+    zoo, moved = names["zoo"], names["moved"]
+    q, k = zoo["query_key"].unflatten(2, (2, 2, 4)).unbind(2)
+    q2, k2 = moved["query_key"].unflatten(2, (2, 2, 4)).unbind(2)
+    scores = [torch.einsum("zihq,zjhq->zij", *pair) for pair in ((q, k), (q2, k2))]
+    assert torch.allclose(*scores, atol=1e-3)
+    assert torch.allclose(zoo["down"] @ zoo["up"].relu(), moved["down"] @ moved["up"].relu(), atol=1e-3)
+    assert all((moved[name] - x).abs().mean() > 0.1 for name, x in zoo.items())
+
+
+def test_the_table_of_the_documentation_has_every_group():
+    rows = [line.split(" | ") for line in DOCS.splitlines() if line.startswith("| ") and not line.startswith("| architecture")]
+    made = [an_mlp(name).spec for name in ("relu", "tanh", "sine")] + [a_cnn(batchnorm=True).spec, a_resnet().spec, an_adapter().spec]
+    made += [a_gpt2("relu").spec, a_llama("llama_biases").spec, a_llama("qwen3").spec, a_llama("qwen3", equal_gains=True).spec]
+    made += [one.folded for one in made if one.folded is not None]
+    for one in made:
+        groups = [(axis.kind, axis.group.symbol) for axis in one.axes.values() if axis.group] + [(move.kind, "") for move in one.moves]
+        for kind, symbol in set(groups):
+            assert any(one.architecture in row[0] and row[2] == kind and symbol in row[3] for row in rows), (one.architecture, kind, symbol)

@@ -16,7 +16,7 @@ ADAPTER = re.compile(r"(^|\.)lora_")
 
 
 def lora(tensors: Mapping[str, Tensor]) -> Spec:
-    """The spec of an adapter's tensors: both sides of every update are anchored in the base model, and so is what is saved whole beside them.
+    """The spec of an adapter's tensors: both sides of every update are anchored in the base model, as is what is saved whole beside them.
 
     Raises UserError, naming the tensor, for a `lora_…` that is not known, and for an A or B without its partner or of another rank.
     """
