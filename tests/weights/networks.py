@@ -172,7 +172,7 @@ def in_double(model: nn.Module) -> nn.Module:
     return model.double().eval()
 
 
-def language_model(model: nn.Module, spec: Callable[..., Spec], seed: int, **options) -> Network:
+def language_model(model: nn.Module, spec: Callable[..., Spec], seed: int, samples: int, **options) -> Network:
     """A Hugging Face model with random weights, and its log-softmax over the vocabulary at every position."""
     model = in_double(model)
     draw = normal(seed)
@@ -181,17 +181,17 @@ def language_model(model: nn.Module, spec: Callable[..., Spec], seed: int, **opt
         gain = float(("norm" in name or ".ln_" in name) and name.endswith("weight"))
         tensors[name] = gain + draw(*tensor.shape) * (0.35 if tensor.ndim == 2 else 0.3)
     vocabulary, positions = model.config.vocab_size, min(8, model.config.max_position_embeddings)
-    ids = torch.randint(vocabulary, (16, positions), generator=torch.Generator().manual_seed(seed))
+    ids = torch.randint(vocabulary, (samples, positions), generator=torch.Generator().manual_seed(seed))
     run = lambda t: functional_call(model, t, kwargs={"input_ids": ids, "use_cache": False}, tie_weights=False).logits.log_softmax(-1)  # noqa: E731
     return Network(spec(model.config.to_dict(), **options), tensors, run)
 
 
-def a_gpt2(activation: str = "gelu_new", seed: int = 0, **sizes) -> Network:
+def a_gpt2(activation: str = "gelu_new", seed: int = 0, samples: int = 16, **sizes) -> Network:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     sizes = {"vocab_size": 11, "n_positions": 9, "n_embd": 12, "n_layer": 2, "n_head": 3, "n_inner": 20} | sizes
     config = GPT2Config(**sizes, activation_function=activation, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None)
-    return language_model(GPT2LMHeadModel(config), gpt2, seed)
+    return language_model(GPT2LMHeadModel(config), gpt2, seed, samples)
 
 
 LLAMA = {
@@ -200,16 +200,15 @@ LLAMA = {
 }  # fmt: skip
 
 
-def a_llama(kind: str = "llama", equal_gains: bool = False, seed: int = 0, **sizes) -> Network:
+def a_llama(kind: str = "llama", equal_gains: bool = False, seed: int = 0, samples: int = 16, **sizes) -> Network:
     """`kind`: llama, llama_biases, qwen2, qwen3."""
     import transformers
 
     biases = {"attention_bias": True, "mlp_bias": True} if kind == "llama_biases" else {}
     name = {"llama": "Llama", "llama_biases": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[kind]
     config = getattr(transformers, f"{name}Config")(**LLAMA | sizes | biases)
-    network = language_model(
-        getattr(transformers, f"{name}ForCausalLM")(config), llama, seed, **({"equal_gains": equal_gains} if kind == "qwen3" else {})
-    )
+    options = {"equal_gains": equal_gains} if kind == "qwen3" else {}
+    network = language_model(getattr(transformers, f"{name}ForCausalLM")(config), llama, seed, samples, **options)
     if equal_gains:
         for name, tensor in network.tensors.items():
             if name.endswith(("q_norm.weight", "k_norm.weight")):

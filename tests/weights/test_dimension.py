@@ -20,9 +20,12 @@ NETWORKS |= {
     "lora": lambda: an_adapter(samples=100),
     "gpt2 gelu": lambda: a_gpt2("gelu_new", **GPT2),
     "gpt2 relu": lambda: a_gpt2("relu", **GPT2),
+    "gpt2, two layers": lambda: a_gpt2("gelu_new", **GPT2 | {"n_layer": 2}),
     "gpt2, three heads": lambda: a_gpt2("gelu_new", **GPT2 | {"n_head": 3}),
 }
 NETWORKS |= {kind: lambda kind=kind: a_llama(kind, **LLAMA) for kind in ("llama", "llama_biases", "qwen2", "qwen3")}
+TWO_LAYERS = {"vocab_size": 12, "hidden_size": 6, "intermediate_size": 4, "num_attention_heads": 2, "num_key_value_heads": 1}
+NETWORKS |= {"llama, two layers": lambda: a_llama("llama", samples=30, **TWO_LAYERS | {"num_hidden_layers": 2})}
 NETWORKS |= {"qwen3, equal gains": lambda: a_llama("qwen3", equal_gains=True, **LLAMA)}
 
 
