@@ -9,7 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from weight_oracle import cli
-from weight_oracle.targets.checkpoint import load_target
+from weight_oracle.targets.checkpoint import load_target, make_target, save_target
+from weight_oracle.targets.llama import tensor_shapes
+from weight_oracle.targets.shape import Shape
+from weight_oracle.truth.domain import default_names
+from weight_oracle.zoo.store import target_config
 
 
 @pytest.fixture
@@ -107,3 +111,27 @@ def test_what_cannot_be_done_is_one_line(nano_target, tmp_path, run):
     assert "transformer.ln_f.weight is too near 0" in complaint(broken, out)
     assert run("scramble", broken, out, "--only", "heads,qk")[0] == 0
     assert same_function(broken, out) < 1e-3
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_llama(tied, tmp_path, run):
+    shape = Shape(16, 2, 4, 5, 3, 8, 20, "llama", 2, 50.0)
+    generator = torch.Generator().manual_seed(0)
+    tensors = {name: float(len(size) == 1) + 0.35 * torch.randn(size, generator=generator) for name, size in tensor_shapes(shape).items()}
+    if tied:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    source, names = tmp_path / "source", default_names(5, 3)
+    made = make_target(target_config(shape, {"n_positions": 8, "tied": tied}), tensors, names, (2, 4))
+    save_target(source, made.config, made.tensors, names, lengths=(2, 4))
+    for seed, only in enumerate(("", "--only heads,qk,ov,neurons", "--only rotation")):
+        out = tmp_path / f"out{seed}"
+        assert run("scramble", source, out, "--seed", seed, *only.split(maxsplit=1))[0] == 0
+        assert same_function(source, out) < 1e-4
+        before, after = load_target(source), load_target(out)
+        assert after.family == "llama" and after.domain.lengths == (2, 4)
+        name = "model.layers.0.self_attn.q_proj.weight"
+        assert (before.tensors[name] - after.tensors[name]).std() > 0.1
+        assert after.config["tie_word_embeddings"] == (tied and "qk" in only)
+    assert "writers" not in run("scramble", source, tmp_path / "all")[1]
+    code, _, err = run("scramble", source, tmp_path / "none", "--only", "writers")
+    assert code == 1 and "choose among" in err

@@ -144,7 +144,8 @@ def encoder_config(config: TrainConfig, zoos: Sequence[Zoo]) -> EncoderConfig:
             what = f"has {domain.symbols} symbols and {domain.answers} answers, and the first zoo {first.symbols} and {first.answers}"
             raise UserError(what, where=str(zoo.path), hint="train on zoos with the same numbers of symbols and answers")
     lengths = min(d.lengths[0] for d in domains), max(d.lengths[1] for d in domains)
-    return EncoderConfig(config.encoding, first.symbols, first.answers, lengths, width, channels, rounds)
+    families = tuple(sorted({family for zoo in zoos for family in zoo.recipe.families}))
+    return EncoderConfig(config.encoding, first.symbols, first.answers, lengths, width, channels, rounds, families=families)
 
 
 def new_oracle(config: TrainConfig, zoos: Sequence[Zoo], codec: Codec) -> WeightOracle:
@@ -164,7 +165,7 @@ def new_oracle(config: TrainConfig, zoos: Sequence[Zoo], codec: Codec) -> Weight
 def _go_on_from(start: str, model: WeightOracle, codec: Codec) -> dict[str, Any]:
     """Gives a new oracle the weights of a trained one; returns how that was made. Raises `UserError` where they are not of one kind."""
     trained = Oracle.from_pretrained(start)
-    kind = lambda c: (c.encoder_config, c.backbone["model_type"], c.injection, c.gain)  # noqa: E731
+    kind = lambda c: (replace(c.encoder_config, families=()), c.backbone["model_type"], c.injection, c.gain)  # noqa: E731
     shapes = lambda m: {k: v.shape for k, v in m.state_dict().items()}  # noqa: E731
     same = kind(trained.model.config) == kind(model.config) and shapes(trained.model) == shapes(model)
     if trained.codec.words != codec.words or not same:

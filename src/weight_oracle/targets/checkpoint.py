@@ -11,7 +11,8 @@ import torch
 
 from weight_oracle.errors import UserError
 from weight_oracle.targets.families import FAMILIES, family_of
-from weight_oracle.targets.safe import check_finite, checkpoint_folder, pickle_error, read_json, read_safetensors, read_vocabulary, shown
+from weight_oracle.targets.safe import check_finite, checkpoint_folder, read_json, read_safetensors, read_vocabulary, shown
+from weight_oracle.targets.stream import read_headers
 from weight_oracle.targets.target import ANS, BOS, Target
 from weight_oracle.truth.domain import Domain, Names
 
@@ -87,13 +88,13 @@ def save_target(
     from safetensors.torch import save
 
     out = Path(out_dir)
-    _, checked, weights = _checked(config, tensors, str(out), str(out))
+    family, checked, weights = _checked(config, tensors, str(out), str(out))
     if checked["tie_word_embeddings"]:
         del weights["lm_head.weight"]
     vocabulary = dict(vocabulary or zoo_vocabulary(names))
     about: dict[str, Any] = {LENGTHS: list(lengths)} if lengths else {}
     tokens = about | {"bos_token_id": vocabulary[BOS], "eos_token_id": None, "pad_token_id": None}
-    tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "model_max_length": checked["n_positions"]}
+    tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "model_max_length": checked[FAMILIES[family].sizes[2]]}
     files = {
         "model.safetensors": save(weights, metadata={"format": "pt"}),
         "tokenizer.json": _json(_word_level(vocabulary)),
@@ -109,16 +110,13 @@ def save_target(
         raise UserError(f"cannot be written ({error.strerror})", where=str(out), hint="make room or choose another folder") from error
 
 
-def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    if (folder / "model.safetensors").exists():
-        return read_safetensors(folder / "model.safetensors")
-    if (folder / "model.safetensors.index.json").exists():
-        hint = "save them as one: model.save_pretrained(path, max_shard_size='4GB')"
-        raise UserError("the weights are split into several files", where=str(folder), hint=hint)
-    pickles = sorted(file.name for end in ("bin", "pt", "pth", "ckpt", "pkl") for file in folder.glob(f"*.{end}"))
-    if pickles:
-        raise pickle_error(folder / pickles[0])
-    raise UserError("there is no model.safetensors", where=str(folder), hint="save the weights with model.save_pretrained(path)")
+def _read_weights(folder: Path, limit: int = 4 << 30) -> dict[str, torch.Tensor]:
+    """All tensors, in one file or in shards, of at most `limit` bytes together."""
+    headers = read_headers(folder)
+    total = sum(entry.end - entry.begin for header in headers.values() for entry in header.values())
+    if total > limit:
+        raise UserError(f"holds {total:,} bytes of weights, more than the limit of {limit:,}", where=str(folder))
+    return {name: tensor for file in headers for name, tensor in read_safetensors(folder / file).items()}
 
 
 def _checked(
@@ -132,12 +130,12 @@ def _checked(
     for key, tensor in tensors.items():
         if family.ignored.fullmatch(key):
             continue
-        full = key if key.startswith(("transformer.", "lm_head.")) else f"transformer.{key}"
+        full = key if key.startswith((family.prefix, "lm_head.")) else f"{family.prefix}{key}"
         if full in given:
             raise UserError(f"{full} is there twice, with and without its prefix", where=tensors_at)
         given[full] = tensor
-    if "lm_head.weight" not in given and config["tie_word_embeddings"] and "transformer.wte.weight" in given:
-        given["lm_head.weight"] = given["transformer.wte.weight"]
+    if "lm_head.weight" not in given and config["tie_word_embeddings"] and family.embedding in given:
+        given["lm_head.weight"] = given[family.embedding]
     hint = "config.json and the tensors disagree: they must come from the same model"
     weights = {}
     for key, shape in family.shapes(config).items():
@@ -152,7 +150,7 @@ def _checked(
         check_finite(key, weights[key], tensors_at)  # a float64 may leave the range of float32
     if given:
         raise UserError(f"{shown(min(given))} is no tensor of a {family.architectures[0]} of this size", where=tensors_at, hint=hint)
-    config["tie_word_embeddings"] &= torch.equal(weights["lm_head.weight"], weights["transformer.wte.weight"])
+    config["tie_word_embeddings"] &= torch.equal(weights["lm_head.weight"], weights[family.embedding])
     return name, config, weights
 
 
@@ -194,7 +192,7 @@ def _name(
         raise fail(f"{min(clash)} cannot be both", "input symbols, answers, <bos> and <ans> must differ")
     if len(read) > MOST_SYMBOLS:
         raise fail(f"{len(read):,} input symbols, more than the limit of {MOST_SYMBOLS}", "name those to read with --symbols a,b,…")
-    longest = config["n_positions"] - 2
+    longest = config[FAMILIES[family].sizes[2]] - 2
     low, high = lengths or (min(4, longest), min(longest, LONGEST))
     if not 1 <= low <= high <= longest:
         raise fail(f"inputs of length {low}-{high} do not fit the target", f"choose lengths from 1 to {longest}")

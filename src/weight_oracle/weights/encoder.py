@@ -27,6 +27,7 @@ class EncoderConfig:
     rounds: int = 2  # forward and backward passes over the target
     blocks: int = 2  # of the transformer over the atoms
     latents: int = 4  # weight tokens beside those of symbols and answers
+    families: tuple[str, ...] = ("gpt2",)  # that it was trained on
 
     def reads(self, domain: Domain) -> bool:
         """Whether it reads targets on this domain: as many symbols and answers, and no other lengths."""

@@ -94,17 +94,16 @@ def target_spec(target: Target) -> Spec:
 
 def stack_spec(stack: Stack) -> Spec:
     """The spec of a stack's targets; a GPT-2's neurons have scales if any of the targets uses ReLU. UserError for an unknown family."""
-    family = getattr(stack, "family", "gpt2")
-    make, shape = find_spec(family), {name: tensor.shape[1:] for name, tensor in stack.tensors.items()}
+    make, shape = find_spec(stack.family), {name: tensor.shape[1:] for name, tensor in stack.tensors.items()}
     vocabulary, width = shape["lm_head.weight"]
     config: dict[str, Any]
-    if family == "gpt2":
+    if stack.family == "gpt2":
         config = {"vocab_size": vocabulary, "n_embd": width, "n_head": stack.heads, "n_layer": stack.depth}
         config |= {"n_positions": shape["transformer.wpe.weight"][0], "n_inner": shape["transformer.h.0.mlp.c_fc.bias"][0]}
         return make(config | {"activation_function": "relu" if stack.relu.any() else "gelu_new"})
     at = "model.layers.0."
     size = shape[at + "self_attn.q_proj.weight"][0] // stack.heads
-    config = {"model_type": family, "vocab_size": vocabulary, "hidden_size": width, "num_attention_heads": stack.heads}
+    config = {"model_type": stack.family, "vocab_size": vocabulary, "hidden_size": width, "num_attention_heads": stack.heads}
     config |= {"num_hidden_layers": stack.depth, "head_dim": size, "num_key_value_heads": shape[at + "self_attn.k_proj.weight"][0] // size}
     config |= {"intermediate_size": shape[at + "mlp.gate_proj.weight"][0], "attention_bias": at + "self_attn.o_proj.bias" in shape}
     return make(config | {"mlp_bias": at + "mlp.gate_proj.bias" in shape})
