@@ -157,6 +157,14 @@ class Verify(TargetCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scramble(TargetCommand):
+    """Write a checkpoint with the same function and other weights, by random symmetries."""
+
+    out: Positional[Annotated[str, arg(metavar="OUT", help="Folder of the scrambled checkpoint.")]]
+    only: Annotated[Text, arg(metavar="KIND,KIND", help="Only these symmetries: heads, neurons, rotation, … Default: all.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Budget(Command):
     """How many embeddings it takes to read a network's weights, for each encoding, and how much fits in a context.
 
@@ -172,7 +180,7 @@ class Budget(Command):
 COMMANDS: dict[type[Command], str] = {
     Demo: "demo", ZooBuild: "zoo_build", ZooShow: "zoo_show", ZooExport: "zoo_export", Train: "train", Eval: "evaluate",
     Questions: "questions", Ask: "ask", Read: "read", Verify: "verify",
-    Budget: "budget",
+    Budget: "budget", Scramble: "scramble",
 }  # fmt: skip
 AnyZoo = (
     Annotated[ZooBuild, subcommand("build")]
@@ -189,6 +197,7 @@ AnyCommand = (
     | Annotated[Read, subcommand("read")]
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Budget, subcommand("budget")]
+    | Annotated[Scramble, subcommand("scramble")]
 )
 
 
