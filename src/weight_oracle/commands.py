@@ -230,13 +230,13 @@ def scramble(config: "cli.Scramble") -> Output:
 
     from weight_oracle.targets.checkpoint import LENGTHS, save_target
     from weight_oracle.targets.safe import checkpoint_folder, read_json, read_vocabulary
-    from weight_oracle.weights.scramble import difference, target_spec, usual_kinds
+    from weight_oracle.weights.scramble import difference, kinds_of, target_spec
     from weight_oracle.weights.scramble import scramble as scrambled
 
     target, source, seed = _target(config), checkpoint_folder(config.target), config.seed or 0
     if Path(config.out).resolve() == source.resolve():
         raise UserError("is the checkpoint itself", where=config.out, hint="choose another folder")
-    kinds = [kind.strip() for kind in config.only.split(",")] if config.only else usual_kinds(target_spec(target))
+    kinds = [kind.strip() for kind in config.only.split(",")] if config.only else kinds_of(target_spec(target))
     result = scrambled(target, seed, kinds)
     vocabulary = read_vocabulary(source / "tokenizer.json")
     own = config.lengths or LENGTHS in read_json(source / "config.json", limit=1 << 20)

@@ -67,7 +67,6 @@ class Move(ABC):
 
     kind: str
     exact: ClassVar[bool] = True
-    rare: bool = False  # drawn only when its kind is asked for by name
 
     @property
     @abstractmethod
@@ -116,12 +115,6 @@ class Spec:
     def kinds(self) -> tuple[str, ...]:
         """The exact symmetries."""
         return self._kinds(True)
-
-    @cached_property
-    def usual(self) -> tuple[str, ...]:
-        """The exact symmetries that are drawn unless others are asked for."""
-        rare = {move.kind for move in self.moves if move.rare}
-        return tuple(kind for kind in self.kinds if kind not in rare)
 
     @cached_property
     def approximate(self) -> tuple[str, ...]:
@@ -226,12 +219,12 @@ def draw(
     batch: tuple[int, ...] = (),
     dtype: torch.dtype = torch.float64,
 ) -> Drawn:
-    """A random element of the spec's group, one for each index of `batch`; `kinds` default to the usual ones.
+    """A random element of the spec's group, one for each index of `batch`; `kinds` default to all.
 
     Raises UserError for a kind that the spec does not have.
     """
     if kinds is None:
-        kinds = spec.usual
+        kinds = spec.kinds
     check_kinds(kinds, (*spec.kinds, *spec.approximate))
     drawn: Drawn = {}
     for axis in spec.axes.values():

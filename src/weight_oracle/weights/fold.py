@@ -2,9 +2,10 @@
 
 Norm gains and biases go into the readers; 1/sqrt(d_head) and the query bias into the attention form; the value bias into the output bias;
 GPT-2's key bias, which softmax ignores, is dropped. A head's inner index is contracted (W_Q W_K^T and W_V W_O), so GL(d_head) is gone.
-LayerNorm subtracts the mean, so a GPT-2's readers and writers are centred over the residual axis; readouts are centred over the answers, as
-softmax ignores a shared shift; a ReLU neuron's read (w_in, b) has norm 1. What is left is fixed up to rotations of the residual stream and
-the order of heads and neurons. Everything that writes is divided by the RMS of the embedded inputs, so that the stream has unit scale.
+LayerNorm subtracts the mean, so a GPT-2's readers and writers are centred over the residual axis; what all its position rows share goes to
+the embedding; readouts are centred over the answers, as softmax ignores a shared shift; a ReLU neuron's read (w_in, b) has norm 1. What is
+left is fixed up to rotations of the residual stream and the order of heads and neurons. Everything that writes is divided by the RMS of the
+embedded inputs, so that the stream has unit scale.
 
 RoPE lets only the two products of each frequency plane survive: with z = first + i second, the score of a query at distance D from a key is
 sum_j cos(w_j D) Re(z_q conj z_k)_j - sin(w_j D) Im(z_q conj z_k)_j (RoFormer, arXiv 2104.09864, equation 12). So a head has a list of
@@ -59,7 +60,9 @@ def _fold_gpt2(stack: Stack, distances: int) -> Atoms:
     t = {k: v.double() for k, v in stack.tensors.items()}
     N, d = len(stack), stack.width
     embedding, head = _vocabulary(stack)
-    embedding, position = _centred(embedding), _centred(t["transformer.wpe.weight"][:, : stack.positions])
+    position = t["transformer.wpe.weight"][:, : stack.positions]
+    middle = position.mean(1, keepdim=True)  # what all positions share could as well be the symbols'
+    embedding, position = _centred(embedding + middle), _centred(position - middle)
     inside = embedding[:, : len(stack.symbols), None] + position[:, None, 1:-1]
     unit = inside.square().mean((1, 2, 3)).sqrt().clamp(min=1e-12).view(N, 1, 1)
     layers: list[Atoms] = []

@@ -27,7 +27,6 @@ class Translation(Move):
     also: tuple[str, ...] = ()
     against: tuple[str, ...] = ()
     repaid: tuple[str, str] | None = None
-    rare: bool = False
     shared: int = 0  # dimensions that another move has too
 
     @property

@@ -25,16 +25,10 @@ def kinds_of(spec: Spec) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*spec.kinds, *([FOLD] if spec.norms else ()), *late)))
 
 
-def usual_kinds(spec: Spec) -> tuple[str, ...]:
-    """Those that are drawn unless others are asked for."""
-    usual = (*spec.usual, FOLD, *(spec.folded.usual if spec.folded else ()))
-    return tuple(kind for kind in kinds_of(spec) if kind in usual)
-
-
 def scramble(target: Target, seed: int, kinds: Collection[str] | None = None) -> Target:
     """A target with the same function (log-softmax over the vocabulary) and weights changed by random symmetries of the named kinds.
 
-    Default: all usual ones. Permutations are uniform, rotations Haar, signs fair coins; GL elements and scales have a condition number
+    Default: all. Permutations are uniform, rotations Haar, signs fair coins; GL elements and scales have a condition number
     up to 10, above 3 in half of the draws. Computed in float64, returned in the dtype of the target's tensors. What needs the norms folded
     ("readers", "rotation") brings "norms" with it, and whatever touches the embedding or the unembedding alone unties them. Raises
     UserError for an unknown kind, and for a gain too near 0 to be folded.
@@ -55,7 +49,7 @@ def scramble(target: Target, seed: int, kinds: Collection[str] | None = None) ->
 def augment(stack: Stack, generator: torch.Generator, kinds: Collection[str] | None = None) -> Stack:
     """The stack with a random symmetry applied to every target, another one to each; tensors in the same dtype, worked out in float32.
 
-    `kinds` default to all usual ones. Norms are then folded, as rotating the residual stream takes that: give targets that are read
+    `kinds` default to all. Norms are then folded, as rotating the residual stream takes that: give targets that are read
     without augmentation the same form by `fold_stack`. A target with a last gain too near 0 keeps its norms, and is spared what needs them
     folded.
     """
@@ -112,7 +106,7 @@ def stack_spec(stack: Stack) -> Spec:
 def _chosen(spec: Spec, kinds: Collection[str] | None) -> tuple[list[str], list[str] | None]:
     """The kinds that are drawn before the norms are folded, and those drawn after: None where nothing is folded."""
     known = kinds_of(spec)
-    kinds = usual_kinds(spec) if kinds is None else kinds
+    kinds = kinds_of(spec) if kinds is None else kinds
     check_kinds(kinds, (*known, *spec.approximate))
     before = [kind for kind in kinds if kind in (*spec.kinds, *spec.approximate)]
     after = [kind for kind in kinds if kind not in before and kind != FOLD]
