@@ -10,7 +10,7 @@ from specimens import ANSWERS, LENGTHS, SYMBOLS, random_target
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.weights.expected import attention_table, expected
 from weight_oracle.weights.fold import fold
-from weight_oracle.weights.symmetry import scramble
+from weight_oracle.weights.scramble import scramble
 
 
 def alike(target):

@@ -158,7 +158,7 @@ def encoder_config(config: TrainConfig, zoos: Sequence[Zoo]) -> EncoderConfig:
         return replace(settings, latents=config.tokens - named) if config.tokens > named else settings
     shapes = [zoo.shape(shard) for zoo in zoos for shard in zoo.shards] if config.encoding in ("svd", "svd2") else []
     side = max((max(shape.width, shape.neurons) + 1 for shape in shapes), default=0)
-    return replace(settings, bits=config.bits, canonical=config.canonical, side=side)
+    return replace(settings, bits=config.bits, canonical=config.canonical, augment=config.augment, side=side)
 
 
 def _check_encoding(config: TrainConfig) -> None:
@@ -173,6 +173,8 @@ def _check_encoding(config: TrainConfig) -> None:
         raise UserError("atoms do not change under symmetries: --canonical and --augment are for the others", exit_code=2)
     if config.augment and config.encoding not in AUGMENTED:
         raise UserError(f"--augment is for {', '.join(AUGMENTED)}", hint="leave it out", exit_code=2)
+    if config.augment and config.canonical:
+        raise UserError("--canonical and --augment undo each other", hint="give one of them", exit_code=2)
 
 
 def new_oracle(config: TrainConfig, zoos: Sequence[Zoo], codec: Codec) -> WeightOracle:

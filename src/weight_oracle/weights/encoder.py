@@ -31,6 +31,7 @@ class EncoderConfig:
     tokens: int = 0  # weight tokens of a target; 0: as many as the encoding makes of it
     bits: int = 4  # of a number, if quantised
     canonical: bool = False  # raw numbers of the canonical form, see `normal_form`
+    augment: bool = False  # trained with random symmetries, and so reads targets with folded norms
     side: int = 0  # numbers of the longest vector, for the encodings made of vectors
 
     @property

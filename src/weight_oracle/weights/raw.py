@@ -11,6 +11,7 @@ from weight_oracle.errors import UserError
 from weight_oracle.targets.stack import Stack
 from weight_oracle.weights.encoder import Batch, EncoderConfig, WeightEncoder
 from weight_oracle.weights.normal_form import canonicalise, constant
+from weight_oracle.weights.scramble import augment, fold_stack
 
 # The tensors of every family by name; new names are appended, as their places number the statistics of trained oracles.
 VOCABULARY = ("transformer.wte.weight", "lm_head.weight", "model.embed_tokens.weight")  # one row for each token
@@ -25,6 +26,7 @@ KINDS = (*_OUTSIDE, *_INSIDE, *_DIRECTIONS)
 LAYERS = 64
 _LAYER = re.compile(r"(?:transformer\.h|model\.layers)\.(\d+)\.(.+)")
 FREQUENCIES = 16
+AUGMENTATIONS = ("heads", "qk", "ov", "neurons", "rotation")  # those that cannot be undone by folding, centring and scaling
 
 
 def place_of(name: str) -> tuple[int, int]:
@@ -74,6 +76,7 @@ class RawEncoder(WeightEncoder):
     def prepare(stack: Stack, config: EncoderConfig) -> Batch:
         order = torch.tensor([*stack.symbols, *stack.answers, stack.bos, stack.ans])
         stack = canonicalise(stack) if config.canonical else stack
+        stack = fold_stack(stack) if config.augment else stack
         batch = {k: v for k, v in stack.tensors.items() if not (config.canonical and constant(k))}
         batch |= {k: batch[k][:, order] for k in VOCABULARY if k in batch}
         batch |= {k: batch[k][:, : config.positions] for k in POSITIONS if k in batch}
@@ -98,6 +101,16 @@ class RawEncoder(WeightEncoder):
         pick = torch.arange(len(symbols), device=symbols.device)[:, None]
         rows = torch.cat([symbols, S + answers, torch.arange(S + A, S + A + 2, device=symbols.device).expand(len(symbols), 2)], 1)
         return batch | {name: batch[name][pick, rows] for name in VOCABULARY if name in batch}
+
+    @classmethod
+    def augmented(cls, batch: Batch, generator: torch.Generator) -> Batch:
+        """Each target under random symmetries of the kinds `AUGMENTATIONS`; rotations need the norms folded, as `prepare` has done it."""
+        tensors = {name: x for name, x in batch.items() if name not in cls.NOT_WEIGHTS}
+        depth, heads = max(place_of(name)[0] for name in tensors), int(batch["heads"][0])
+        rows = tensors["lm_head.weight"].shape[1]
+        vocabulary = {"symbols": tuple(range(rows - 2)), "answers": (), "bos": rows - 2, "ans": rows - 1}  # augmenting does not ask which
+        changed = augment(Stack(tensors, depth, heads, batch["relu"] > 0, lengths=(1, 1), **vocabulary), generator, AUGMENTATIONS)
+        return batch | changed.tensors
 
     def weights(self, batch: Batch) -> list[str]:
         """The names of the tensors in a batch, in the order in which they are read."""
