@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from weight_oracle.targets.gpt2 import Shape
+from weight_oracle.targets.shape import Shape
 from weight_oracle.targets.train import Hyper, Schedule, _masks, answers, initialise, train
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.interpret import run_one

@@ -153,7 +153,9 @@ def encoder_config(config: TrainConfig, zoos: Sequence[Zoo]) -> EncoderConfig:
     _check_encoding(config)
     lengths = min(d.lengths[0] for d in domains), max(d.lengths[1] for d in domains)
     named = first.symbols + first.answers
-    settings = EncoderConfig(config.encoding, first.symbols, first.answers, lengths, width, channels, rounds, tokens=config.tokens)
+    families = tuple(sorted({family for zoo in zoos for family in zoo.recipe.families}))
+    settings = EncoderConfig(config.encoding, first.symbols, first.answers, lengths, width, channels, rounds, families=families)
+    settings = replace(settings, tokens=config.tokens)
     if config.encoding == "atoms":
         return replace(settings, latents=config.tokens - named) if config.tokens > named else settings
     shapes = [zoo.shape(shard) for zoo in zoos for shard in zoo.shards] if config.encoding in ("svd", "svd2") else []
@@ -194,7 +196,7 @@ def new_oracle(config: TrainConfig, zoos: Sequence[Zoo], codec: Codec) -> Weight
 def _go_on_from(start: str, model: WeightOracle, codec: Codec) -> dict[str, Any]:
     """Gives a new oracle the weights of a trained one; returns how that was made. Raises `UserError` where they are not of one kind."""
     trained = Oracle.from_pretrained(start)
-    kind = lambda c: (c.encoder_config, c.backbone["model_type"], c.injection, c.gain)  # noqa: E731
+    kind = lambda c: (replace(c.encoder_config, families=()), c.backbone["model_type"], c.injection, c.gain)  # noqa: E731
     shapes = lambda m: {k: v.shape for k, v in m.state_dict().items()}  # noqa: E731
     same = kind(trained.model.config) == kind(model.config) and shapes(trained.model) == shapes(model)
     if trained.codec.words != codec.words or not same:

@@ -28,6 +28,7 @@ class EncoderConfig:
     rounds: int = 2  # forward and backward passes over the target
     blocks: int = 2  # of the transformer over the atoms
     latents: int = 4  # weight tokens beside those of symbols and answers
+    families: tuple[str, ...] = ("gpt2",)  # that it was trained on
     tokens: int = 0  # weight tokens of a target; 0: as many as the encoding makes of it
     bits: int = 4  # of a number, if quantised
     canonical: bool = False  # raw numbers of the canonical form, see `normal_form`

@@ -11,7 +11,7 @@ from weight_oracle.errors import UserError
 from weight_oracle.targets.stack import Stack
 from weight_oracle.weights.encoder import Batch, EncoderConfig, WeightEncoder
 from weight_oracle.weights.normal_form import canonicalise, constant
-from weight_oracle.weights.scramble import augment, fold_stack
+from weight_oracle.weights.scramble import augment, fold_stack, kinds_of, stack_spec
 
 # The tensors of every family by name; new names are appended, as their places number the statistics of trained oracles.
 VOCABULARY = ("transformer.wte.weight", "lm_head.weight", "model.embed_tokens.weight")  # one row for each token
@@ -109,8 +109,10 @@ class RawEncoder(WeightEncoder):
         depth, heads = max(place_of(name)[0] for name in tensors), int(batch["heads"][0])
         rows = tensors["lm_head.weight"].shape[1]
         vocabulary = {"symbols": tuple(range(rows - 2)), "answers": (), "bos": rows - 2, "ans": rows - 1}  # augmenting does not ask which
-        changed = augment(Stack(tensors, depth, heads, batch["relu"] > 0, lengths=(1, 1), **vocabulary), generator, AUGMENTATIONS)
-        return batch | changed.tensors
+        family = "llama" if "model.embed_tokens.weight" in tensors else "gpt2"
+        stack = Stack(tensors, depth, heads, batch["relu"] > 0, lengths=(1, 1), family=family, **vocabulary)
+        kinds = [kind for kind in AUGMENTATIONS if kind in kinds_of(stack_spec(stack))]
+        return batch | augment(stack, generator, kinds).tensors
 
     def weights(self, batch: Batch) -> list[str]:
         """The names of the tensors in a batch, in the order in which they are read."""
