@@ -19,7 +19,7 @@ class Resampler(nn.Module):
         super().__init__()
         self.latent = nn.Parameter(torch.randn(tokens, width) * 0.5)
         self.given = nn.LayerNorm(width)
-        layer = lambda: nn.TransformerDecoderLayer(width, max(1, width // 32), 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)  # noqa: E731
+        layer = lambda: nn.TransformerDecoderLayer(width, max(1, width // 32), 2 * width, 0.0, "gelu", batch_first=True, norm_first=True)  # noqa: E731
         self.layers = nn.ModuleList(layer() for _ in range(BLOCKS))
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, width)
