@@ -12,6 +12,7 @@ from weight_oracle.weights.raw import POSITIONS, VOCABULARY, RawEncoder, place_o
 READ = ("q", "k", "v", "in")  # matrices [d + 1, out] that read the residual stream, their bias as the last row
 WRITE = ("o", "out")  # matrices [in, d] that write to it
 FORMS = ("qk", "ov", "in", "out")
+RANK = 1e-5  # singular values below so much of the largest are rounding
 
 
 def _with_bias(stack: Stack, name: str) -> Float[Tensor, "N rows out"]:
@@ -119,8 +120,9 @@ class Svd2Encoder(_DirectionsEncoder):
                 if form.ndim == 4:  # a form of rank d_head: what is beyond it is rounding
                     u, s, w = (x[:, :, : q.shape[-1]].flatten(1, 2) for x in (u, s, w))
                 at = f"transformer.h.{layer}.direction.{kind}"
-                s = s.clamp(min=1e-6 * s.amax(1, keepdim=True).clamp(min=1e-20)).log()
-                batch |= {f"{at}.u": u.contiguous(), f"{at}.v": w.contiguous(), f"{at}.s": s}
+                least = RANK * s.amax(1, keepdim=True).clamp(min=1e-20)
+                there = (s > least)[..., None]  # vectors of a singular value of 0 could be any
+                batch |= {f"{at}.u": u * there, f"{at}.v": w * there, f"{at}.s": s.maximum(least).log()}
         return batch | {k: made[k] for k in RawEncoder.NOT_WEIGHTS}
 
     def forward(self, batch: Batch) -> Float[Tensor, "B T d_lm"]:

@@ -132,7 +132,7 @@ class RawEncoder(WeightEncoder):
     def label(self, place: tuple[int, int], n: int) -> Float[Tensor, "n L"]:
         """What says where the n pieces of a tensor come from."""
         layer, kind = place
-        return self.types.weight[kind] + self.layer.weight[layer] + self.offset(offsets(n, self.types.weight.device))
+        return self.types.weight[kind] + self.layer.weight[layer] + self.offset(offsets(n, self.types.weight.device).to(self.types.weight))
 
 
 def pieces(x: Float[Tensor, "B m"], size: int) -> Float[Tensor, "B n size"]:
