@@ -20,7 +20,7 @@ from weight_oracle.errors import UserError
 from weight_oracle.truth.parse import parse
 
 RUN = [sys.executable, "-c", "import sys; from weight_oracle.cli import main; sys.exit(main())"]
-NAMED = ["demo", "zoo build", "zoo show", "zoo export", "train", "eval", "questions", "ask", "read", "verify"]
+NAMED = ["demo", "zoo build", "zoo show", "zoo export", "train", "eval", "questions", "ask", "read", "verify", "compare"]
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("says", DAMAGES)
-@pytest.mark.parametrize("command", ["ask", "read", "verify"])
+@pytest.mark.parametrize("command", ["ask", "read", "verify", "compare"])
 def test_a_target_that_cannot_be_read(complaint, nano_target, nano_oracle, tmp_path, command, says):
     folder = shutil.copytree(nano_target, tmp_path / "target")
     DAMAGES[says](folder)

@@ -164,7 +164,8 @@ def test_svd2_is_the_svd_of_the_forms_and_blind_to_the_bases_of_heads():
     batch = prepared("svd2", target)
     q, k, _ = target.tensors["transformer.h.1.attn.c_attn.weight"].chunk(3, 1)
     u, v, s = (batch[f"transformer.h.1.direction.qk.{part}"][0, :4] for part in "uvs")  # of the first of three heads of size 4
-    assert torch.allclose((u.T * s.exp()) @ v, torch.cat([q[:, :4], target.tensors["transformer.h.1.attn.c_attn.bias"][None, :4]]) @ k[:, :4].T)
+    bias = target.tensors["transformer.h.1.attn.c_attn.bias"][None, :4]
+    assert torch.allclose((u.T * s.exp()) @ v, torch.cat([q[:, :4], bias]) @ k[:, :4].T)
     before = encode(batch)
     for seed in range(3):
         after = encode(prepared("svd2", scramble(target, seed, ["qk", "ov", "key_bias"])))

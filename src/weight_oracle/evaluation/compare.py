@@ -60,7 +60,8 @@ def compare(config: CompareConfig, progress: Progress | None = None) -> dict[str
     of other settings (more seeds, variants and encodings can be added to one).
     """
     runs = plan(config.encodings, config.tokens, config.seeds, config.rates, config.variants)
-    if min(config.steps, config.batch, config.test_targets, config.sweep_steps or 1) < 1:
+    counts = config.steps, config.batch, config.test_targets, config.sweep_steps, config.targets
+    if min(n for n in counts if n is not None) < 1:
         raise UserError("steps, batch and targets must be at least 1", exit_code=2)
     zoo, test = open_zoo(config.zoo), open_zoo(config.test or config.zoo)
     for where, split, least in ((zoo, "train", 2), (zoo, "validation", 1), (test, "test", 2)):

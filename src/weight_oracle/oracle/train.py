@@ -22,6 +22,7 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils.logging import disable_progress_bar
 
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.ask import Oracle
@@ -232,6 +233,7 @@ def train(config: TrainConfig, progress: Callable[[int, int, dict], None] | None
 
     Raises `UserError` for a zoo without learned targets, or a folder that already holds an oracle or a run.
     """
+    disable_progress_bar()  # of writing checkpoints, in the midst of ours
     out = Path(config.out)
     last = get_last_checkpoint(str(out / "run")) if (out / "run").is_dir() else None
     if not config.resume and (last or (out / "oracle.json").exists()):
