@@ -112,7 +112,8 @@ def test_two_at_once_share_the_work(config, nano_zoo, tmp_path):
     options = ["--encodings", "chunk", "--seeds", "0,1", "--lr", "1e-3", "--steps", "2", "--batch", "4", "--test-targets", "4"]
     arguments = ["compare", str(nano_zoo), str(tmp_path), *options, "--variants", "none", "--tokens", "4", "--json"]
     command = [sys.executable, "-c", "import sys; from weight_oracle.cli import main; sys.exit(main())", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}) as other:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes) as other:
         assert cli.main(arguments) == 0
         said, complaint = other.communicate(timeout=120)
         assert other.returncode == 0, complaint

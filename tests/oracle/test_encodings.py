@@ -43,7 +43,10 @@ def config(zoo, **more):
     return TrainConfig(str(zoo.path), "", size="tiny", **more)
 
 
-@pytest.mark.parametrize(("tokens", "latents", "resampled"), [(0, 4, False), (11, 4, False), (20, 13, False), (8, 1, False), (7, 4, True), (3, 4, True)])
+COUNTS = [(0, 4, False), (11, 4, False), (20, 13, False), (8, 1, False), (7, 4, True), (3, 4, True)]
+
+
+@pytest.mark.parametrize(("tokens", "latents", "resampled"), COUNTS)
 def test_atoms_have_latents_for_what_is_asked_beyond_the_named_tokens(zoo, codec, tokens, latents, resampled):
     settings = encoder_config(config(zoo, tokens=tokens), [zoo])
     assert (settings.latents, settings.resampled) == (latents, resampled)
