@@ -160,13 +160,19 @@ def _execute(config: CompareConfig, run: Run, rate: float, zoo: Zoo, test: Zoo, 
         seed=run.seed,
         resume=(trained / "run").is_dir(),
     )
-    start = time.monotonic()
+    start, marks = time.monotonic(), []
+
+    def reported(step: int, total: int, _: dict) -> None:
+        marks.append((step, time.process_time()))
+        if progress:
+            progress(run.key, step, total)
+
     if not (trained / "oracle.json").exists():
-        train(training, (lambda step, total, _: progress(run.key, step, total)) if progress else None)
+        train(training, reported)
     lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     curve = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
     result: dict[str, Any] = {"run": asdict(run), "rate": rate, "steps": steps, "validation_loss": curve[steps]}
-    result |= {"curve": {name: _curve(lines, name) for name in ("loss", "eval_loss")}, "seconds_per_step": _pace(lines)}
+    result |= {"curve": {name: _curve(lines, name) for name in ("loss", "eval_loss")}, "seconds_per_step": _pace(marks)}
     if run.purpose == "sweep":
         shutil.rmtree(trained)
     else:
@@ -182,14 +188,10 @@ def _curve(lines: Sequence[dict], name: str) -> list[tuple[int, float]]:
     return sorted({line["step"]: line[name] for line in lines if name in line}.items())
 
 
-def _pace(lines: Sequence[dict]) -> float | None:
-    """Training seconds per step without the checks; of a run that was stopped, of what was trained after that."""
-    last = max(i for i, line in enumerate(lines) if "train_runtime" in line)
-    total = lines[last]
-    steps = total["train_steps_per_second"] * total["train_runtime"]  # `transformers` counts all steps, also those before a stop
-    checks = sum(line.get("eval_runtime", 0.0) for line in lines[:last])
-    starts = [i for i, line in enumerate(lines[:last]) if i and line["step"] < lines[i - 1]["step"]]
-    return None if starts or steps <= 0 else max(0.0, total["train_runtime"] - checks) / steps
+def _pace(marks: Sequence[tuple[int, float]]) -> float | None:
+    """CPU seconds per step, checks included, between the first and the last report; None where there was but one."""
+    (first, start), (last, end) = (marks[0], marks[-1]) if marks else ((0, 0.0), (0, 0.0))
+    return (end - start) / (last - first) if last > first else None
 
 
 def _write(file: Path, data: dict[str, Any]) -> None:

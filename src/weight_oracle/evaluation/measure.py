@@ -115,11 +115,11 @@ def _symmetry(oracle: Oracle, subjects: Subjects, zoo: Zoo, asked: Sequence[Aske
 
 @torch.inference_mode()
 def _seconds(oracle: Oracle, zoo: Zoo) -> float:
-    """Seconds to turn 1,000 targets in memory into weight tokens, on the threads at work."""
+    """CPU seconds to turn 1,000 targets in memory into weight tokens: other processes do not count."""
     encoder, stack = ENCODERS[oracle.settings.encoding], zoo.stack(zoo.shards[0])
     rows = min(_TIMED, len(stack))
-    start = time.perf_counter()
+    start = time.process_time()
     batch = encoder.prepare(stack, oracle.settings)
     for i in range(0, rows, 128):
         oracle.model.weight_tokens({k: v[i : i + 128] for k, v in batch.items()}, oracle.names)
-    return (time.perf_counter() - start) * 1000 / rows
+    return (time.process_time() - start) * 1000 / rows

@@ -25,7 +25,7 @@ _TITLES = {
 }
 _COLUMNS = (
     "encoding", "weight tokens", "numbers per token", "gap (nats)", "over seeds", "information read", "questions right", "charts right",
-    "change under symmetry", "encoder / all parameters", "s per 1,000 targets", "s per step", "rate",
+    "change under symmetry", "encoder / all parameters", "CPU s per 1,000 targets", "CPU s per step", "rate",
 )  # fmt: skip
 
 
@@ -97,9 +97,10 @@ def markdown(data: dict[str, Any]) -> str:
     """The table in words for people."""
     s = data["settings"]
     text = [
-        f"{data['finished']} of {data['planned']} runs are finished. {s['size']} models, {s['steps']:,} steps of {s['batch']} targets, the "
-        "learning rate with the least validation loss in a sweep at fewer steps. In brackets: 95 % intervals over the targets of the test "
-        "split, seeds pooled; over seeds: the least and the largest. No hints, one view, no second look.",
+        f"{data['finished']} of {data['planned']} runs are finished. {s['size']} models, {s['steps']:,} steps of {s['batch']} targets"
+        f"{', the learning rate with the least validation loss in a sweep at fewer steps' if data['sweep'] else ''}. In brackets: 95 % "
+        "intervals over the targets of the test split, seeds pooled; over seeds: the least and the largest. No hints, one view, no second "
+        "look. Change under symmetry: of the answers' logits, the largest for each target, the median over targets.",
     ]
     for purpose, title in _TITLES.items():
         rows = [row for row in data["rows"].values() if row["run"]["purpose"] == purpose]
