@@ -185,9 +185,17 @@ class Verify(TargetCommand):
     chart: Positional[Annotated[str, arg(metavar="CHART", help="A flow chart in one line, or a file that holds one.")]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scramble(TargetCommand):
+    """Write a checkpoint with the same function and other weights, by random symmetries."""
+
+    out: Positional[Annotated[str, arg(metavar="OUT", help="Folder of the scrambled checkpoint.")]]
+    only: Annotated[Text, arg(metavar="KIND,KIND", help="Only these symmetries: heads, neurons, rotation, … Default: all.")] = None
+
+
 COMMANDS: dict[type[Command], str] = {
     Demo: "demo", ZooBuild: "zoo_build", ZooShow: "zoo_show", ZooExport: "zoo_export", Train: "train", Eval: "evaluate",
-    Questions: "questions", Ask: "ask", Read: "read", Verify: "verify", Compare: "compare",
+    Questions: "questions", Ask: "ask", Read: "read", Verify: "verify", Compare: "compare", Scramble: "scramble",
 }  # fmt: skip
 AnyZoo = (
     Annotated[ZooBuild, subcommand("build")]
@@ -204,6 +212,7 @@ AnyCommand = (
     | Annotated[Read, subcommand("read")]
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Compare, subcommand("compare")]
+    | Annotated[Scramble, subcommand("scramble")]
 )
 
 

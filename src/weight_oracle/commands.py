@@ -246,6 +246,31 @@ def _list(text: str, option: str, kind: Callable[[str], Any]) -> tuple[Any, ...]
         raise UserError(f"{option} {text!r} is not a list of numbers", hint=hint, exit_code=2) from error
 
 
+def scramble(config: "cli.Scramble") -> Output:
+    import numpy as np
+
+    from weight_oracle.targets.checkpoint import LENGTHS, save_target
+    from weight_oracle.targets.safe import checkpoint_folder, read_json, read_vocabulary
+    from weight_oracle.weights.scramble import difference, target_spec, usual_kinds
+    from weight_oracle.weights.scramble import scramble as scrambled
+
+    target, source, seed = _target(config), checkpoint_folder(config.target), config.seed or 0
+    if Path(config.out).resolve() == source.resolve():
+        raise UserError("is the checkpoint itself", where=config.out, hint="choose another folder")
+    kinds = [kind.strip() for kind in config.only.split(",")] if config.only else usual_kinds(target_spec(target))
+    result = scrambled(target, seed, kinds)
+    vocabulary = read_vocabulary(source / "tokenizer.json")
+    own = config.lengths or LENGTHS in read_json(source / "config.json", limit=1 << 20)
+    save_target(config.out, result.config, result.tensors, result.names, vocabulary, target.domain.lengths if own else None)
+    inputs = target.domain.sample(np.random.default_rng(seed), 256)
+    before, after = (t.logits(inputs).log_softmax(-1) for t in (target, result))
+    data = {"checkpoint": config.out, "seed": seed, "kinds": list(kinds), "weights_moved": difference(target.tensors, result.tensors)}
+    data |= {"inputs": len(inputs), "log_probability_moved": (after - before).abs().max().item()}
+    text = f"{config.out}: weights moved by {percent(data['weights_moved'])} of their size ({', '.join(kinds)})\n"
+    text += f"running both on {len(inputs)} inputs: log-probabilities moved by at most {data['log_probability_moved']:.1e}"
+    return Output(data, text)
+
+
 def _oracle(path: str | None) -> "Oracle":
     from weight_oracle.oracle.ask import Oracle
 

@@ -17,7 +17,7 @@ from weight_oracle.weights.specs.mlp import mlp
 
 Tensors = dict[str, Tensor]
 NONLINEAR = {"relu": F.relu, "leaky_relu": F.leaky_relu, "tanh": torch.tanh, "gelu": F.gelu, "silu": F.silu}
-W0 = 7.0
+W0 = 7.3
 
 
 @dataclass(frozen=True)
@@ -117,21 +117,31 @@ def randomised(module: nn.Module, seed: int) -> Tensors:
         elif name.endswith("running_var"):
             out[name] = 0.5 + draw(*tensor.shape).square()
         elif tensor.ndim == 1:
-            out[name] = (float(name.endswith("weight")) + 0.4 * draw(*tensor.shape)) * (1 if name.endswith("bias") else draw(*tensor.shape).sign())
+            out[name] = (float(name.endswith("weight")) + 0.4 * draw(*tensor.shape)) * draw(*tensor.shape).sign()
         else:
             out[name] = draw(*tensor.shape) * (2 / tensor[0].numel()) ** 0.5
     return out
 
 
-def a_cnn(activation: str = "relu", batchnorm: bool = False, places: int = 1, seed: int = 0, channels=(2, 5, 4), samples: int = 12) -> Network:
-    module = Plain(channels, 3, activation, batchnorm, places).double().eval()
+def a_cnn(
+    activation: str = "relu", batchnorm: bool = False, places: int = 1, channels=(2, 5, 4), samples: int = 12, epsilon: float = 1e-5
+) -> Network:
+    module, seed = with_epsilon(Plain(channels, 3, activation, batchnorm, places), epsilon), 0
     inputs = normal(seed + 1)(samples, channels[0], 4, 4)
     spec = cnn(channels, 3, 3, activation, batchnorm, places)
     return Network(spec, randomised(module, seed), lambda t: functional_call(module, t, (inputs,)))
 
 
-def a_resnet(seed: int = 0) -> Network:
-    module = Residual((4, 6), (2, 2), 3).double().eval()
+def with_epsilon(module: nn.Module, epsilon: float) -> nn.Module:
+    """In double, its BatchNorms with this epsilon."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.eps = epsilon
+    return module.double().eval()
+
+
+def a_resnet(seed: int = 0, epsilon: float = 1e-5) -> Network:
+    module = with_epsilon(Residual((4, 6), (2, 2), 3), epsilon)
     inputs = normal(seed + 1)(12, 3, 6, 6)
     return Network(resnet((4, 6), (2, 2), 3, stem=3), randomised(module, seed), lambda t: functional_call(module, t, (inputs,)))
 
@@ -156,11 +166,13 @@ def in_double(model: nn.Module) -> nn.Module:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child).__name__.endswith("RMSNorm"):
-                setattr(module, name, nn.RMSNorm(len(child.weight), eps=child.variance_epsilon))
+                norm = nn.RMSNorm(len(child.weight), eps=child.variance_epsilon)
+                norm.weight = child.weight
+                setattr(module, name, norm)
     return model.double().eval()
 
 
-def language_model(model: nn.Module, spec: Callable[..., Spec], seed: int, **options) -> Network:
+def language_model(model: nn.Module, spec: Callable[..., Spec], seed: int, samples: int, **options) -> Network:
     """A Hugging Face model with random weights, and its log-softmax over the vocabulary at every position."""
     model = in_double(model)
     draw = normal(seed)
@@ -169,35 +181,34 @@ def language_model(model: nn.Module, spec: Callable[..., Spec], seed: int, **opt
         gain = float(("norm" in name or ".ln_" in name) and name.endswith("weight"))
         tensors[name] = gain + draw(*tensor.shape) * (0.35 if tensor.ndim == 2 else 0.3)
     vocabulary, positions = model.config.vocab_size, min(8, model.config.max_position_embeddings)
-    ids = torch.randint(vocabulary, (16, positions), generator=torch.Generator().manual_seed(seed))
+    ids = torch.randint(vocabulary, (samples, positions), generator=torch.Generator().manual_seed(seed))
     run = lambda t: functional_call(model, t, kwargs={"input_ids": ids, "use_cache": False}, tie_weights=False).logits.log_softmax(-1)  # noqa: E731
     return Network(spec(model.config.to_dict(), **options), tensors, run)
 
 
-def a_gpt2(activation: str = "gelu_new", seed: int = 0, **sizes) -> Network:
+def a_gpt2(activation: str = "gelu_new", seed: int = 0, samples: int = 16, **sizes) -> Network:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     sizes = {"vocab_size": 11, "n_positions": 9, "n_embd": 12, "n_layer": 2, "n_head": 3, "n_inner": 20} | sizes
     config = GPT2Config(**sizes, activation_function=activation, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None)
-    return language_model(GPT2LMHeadModel(config), gpt2, seed)
+    return language_model(GPT2LMHeadModel(config), gpt2, seed, samples)
 
 
 LLAMA = {
-    "vocab_size": 11, "hidden_size": 12, "intermediate_size": 10, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2,
-    "head_dim": 4, "max_position_embeddings": 16, "tie_word_embeddings": False,
+    "vocab_size": 11, "hidden_size": 12, "intermediate_size": 10, "num_hidden_layers": 2,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4, "max_position_embeddings": 16, "tie_word_embeddings": False,
 }  # fmt: skip
 
 
-def a_llama(kind: str = "llama", equal_gains: bool = False, seed: int = 0, **sizes) -> Network:
+def a_llama(kind: str = "llama", equal_gains: bool = False, seed: int = 0, samples: int = 16, **sizes) -> Network:
     """`kind`: llama, llama_biases, qwen2, qwen3."""
     import transformers
 
     biases = {"attention_bias": True, "mlp_bias": True} if kind == "llama_biases" else {}
     name = {"llama": "Llama", "llama_biases": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[kind]
     config = getattr(transformers, f"{name}Config")(**LLAMA | sizes | biases)
-    network = language_model(
-        getattr(transformers, f"{name}ForCausalLM")(config), llama, seed, **({"equal_gains": equal_gains} if kind == "qwen3" else {})
-    )
+    options = {"equal_gains": equal_gains} if kind == "qwen3" else {}
+    network = language_model(getattr(transformers, f"{name}ForCausalLM")(config), llama, seed, samples, **options)
     if equal_gains:
         for name, tensor in network.tensors.items():
             if name.endswith(("q_norm.weight", "k_norm.weight")):

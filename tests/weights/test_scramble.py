@@ -1,15 +1,17 @@
 """Every symmetry leaves the Hugging Face model's function as it was, and a wrong neighbour of each does not; augmentation is as exact."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
+from networks import LLAMA, a_llama
+from networks import change as loss
 
 from weight_oracle.errors import UserError
 from weight_oracle.targets.checkpoint import load_target, make_target, save_target
 from weight_oracle.targets.families import FAMILIES
-from weight_oracle.targets.stack import stack_targets
+from weight_oracle.targets.stack import Stack, stack_targets
 from weight_oracle.truth.domain import default_names
 from weight_oracle.weights.axes import act
 from weight_oracle.weights.folding import fold_norms
@@ -18,7 +20,8 @@ from weight_oracle.weights.scramble import augment, fold_stack, kinds_of, scramb
 
 INPUTS = np.random.default_rng(0).integers(0, 5, (40, 6)).astype(np.int8)
 NAMES = default_names(5, 3)
-KINDS = ("heads", "qk", "key_bias", "ov", "value_bias", "neurons", "norms", "writers", "readers", "residual", "rotation", "unembedding")
+KINDS = ("heads", "qk", "key_bias", "ov", "value_bias", "neurons", "norms", "writers", "readers", "rotation", "unembedding")
+KINDS += ("residual", "offset")
 
 
 def random_target(activation="gelu_new", tied=False, depth=2, dtype=torch.float64, seed=0):
@@ -192,6 +195,12 @@ def test_what_cannot_be_done_is_refused():
     assert "no symmetry called 'slots'" in str(error.value) and all(kind in str(error.value) for kind in KINDS)
 
 
+class LlamaStack(Stack):
+    @property
+    def family(self):
+        return "llama"
+
+
 def several(dtype=torch.float32):
     return [random_target("relu" if i % 2 else "gelu_new", seed=i, dtype=dtype) for i in range(6)]
 
@@ -247,3 +256,62 @@ def test_a_folded_stack_is_the_same_but_for_its_norms():
     for i, target in enumerate(targets):
         assert change(target, one(stack, i)) < 1e-10
         assert torch.equal(stack.tensors["transformer.wte.weight"][i], target.tensors["transformer.wte.weight"])
+
+
+def a_llama_target(kind="llama", tied=False, **options):
+    """A Llama as a target, and the network that says what it computes."""
+    network = a_llama(kind, **options)
+    tensors = network.tensors
+    if tied:
+        tensors = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}
+    config = LLAMA | {"model_type": kind, "tie_word_embeddings": tied}
+    gpt2 = random_target()
+    return replace(gpt2, family=kind, config=config, tensors=tensors), replace(network, tensors=tensors)
+
+
+LLAMAS = [{}, {"tied": True}, {"kind": "qwen2"}, {"kind": "qwen3"}, {"kind": "qwen3", "equal_gains": True}]
+
+
+@pytest.mark.parametrize("options", LLAMAS, ids=str)
+def test_a_llama_is_scrambled_by_every_kind_it_has(options):
+    target, network = a_llama_target(**options)
+    kinds = kinds_of(target_spec(target))
+    assert set(kinds) == {"heads", "qk", "ov", "neurons", "norms", "residual", "rotation", "unembedding"}
+    for chosen in (None, *((kind,) for kind in kinds)):
+        scrambled = scramble(target, 0, chosen)
+        assert loss(network, scrambled.tensors) < 1e-10
+        moved = {name for name, tensor in target.tensors.items() if (scrambled.tensors[name] - tensor).abs().max() > 0.05}
+        assert moved and (chosen or moved == target.tensors.keys() or options.get("kind") == "qwen3")
+        untied = chosen is None or chosen[0] in ("norms", "rotation", "unembedding")
+        assert scrambled.config["tie_word_embeddings"] == (target.config["tie_word_embeddings"] and not untied)
+
+
+def test_the_planes_of_a_qwen3_turn_freely_only_where_its_gains_are_equal():
+    for equal in (True, False):
+        target, _ = a_llama_target("qwen3", equal_gains=equal)
+        assert ("qk.0" in target_spec(target).axes) == equal and ("turn.0" in target_spec(target).axes) != equal
+
+
+def test_a_llama_without_some_gain_is_folded_all_the_same():
+    target, network = a_llama_target()
+    target.tensors["model.norm.weight"][3] = 0
+    assert loss(network, scramble(target, 0).tensors) < 1e-10
+
+
+def test_writers_of_a_llama_do_not_move():
+    with pytest.raises(UserError, match="no symmetry called 'writers'"):
+        scramble(a_llama_target()[0], 0, ("writers",))
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama_biases"])
+def test_a_stack_of_llamas_is_augmented(kind):
+    networks = [a_llama(kind, seed=seed) for seed in range(3)]
+    stack = stack_targets([random_target(seed=seed) for seed in range(3)])
+    tensors = {name: torch.stack([network.tensors[name] for network in networks]).float() for name in networks[0].tensors}
+    known = {field.name: getattr(stack, field.name) for field in fields(stack)}
+    made = LlamaStack(**known | {"tensors": tensors, "depth": 2, "heads": 6, "relu": stack.relu & False})
+    out = augment(made, torch.Generator().manual_seed(0))
+    for i, network in enumerate(networks):
+        assert loss(network, {name: tensor[i].double() for name, tensor in out.tensors.items()}) < 1e-4
+        assert all((out.tensors[name][i] - tensor).abs().max() > 0.05 for name, tensor in network.tensors.items())
+    assert (out.tensors["model.norm.weight"] == 1).all()

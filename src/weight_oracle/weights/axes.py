@@ -67,6 +67,7 @@ class Move(ABC):
 
     kind: str
     exact: ClassVar[bool] = True
+    rare: bool = False  # drawn only when its kind is asked for by name
 
     @property
     @abstractmethod
@@ -117,6 +118,12 @@ class Spec:
         return self._kinds(True)
 
     @cached_property
+    def usual(self) -> tuple[str, ...]:
+        """The exact symmetries that are drawn unless others are asked for."""
+        rare = {move.kind for move in self.moves if move.rare}
+        return tuple(kind for kind in self.kinds if kind not in rare)
+
+    @cached_property
     def approximate(self) -> tuple[str, ...]:
         """Those that keep the function only up to a norm's epsilon."""
         return self._kinds(False)
@@ -134,7 +141,7 @@ class Spec:
         return tuple(sum(self._size(part) for part in dim) for dim in _parse(self.tensors[name])[0])
 
     def place(self, name: str, axis: str) -> int:
-        """The dimension of a tensor, counted from the last (-1), that is the given axis and nothing else. Raises UserError if there is none."""
+        """The dimension of a tensor, counted from the last (-1), that is the given axis and nothing else; a UserError if there is none."""
         dims = _parse(self.tensors[name])[0]
         for i, dim in enumerate(dims):
             if len(dim) == 1 and [factor.axis for factor in dim[0]] == [axis]:
@@ -219,12 +226,12 @@ def draw(
     batch: tuple[int, ...] = (),
     dtype: torch.dtype = torch.float64,
 ) -> Drawn:
-    """A random element of the spec's group, one for each index of `batch`; `kinds` default to all exact ones.
+    """A random element of the spec's group, one for each index of `batch`; `kinds` default to the usual ones.
 
     Raises UserError for a kind that the spec does not have.
     """
     if kinds is None:
-        kinds = spec.kinds
+        kinds = spec.usual
     check_kinds(kinds, (*spec.kinds, *spec.approximate))
     drawn: Drawn = {}
     for axis in spec.axes.values():

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from weight_oracle.weights.groups import Scale, coins
 class Translation(Move):
     """Part `part` of a tensor moves freely, in units of the root mean square of the tensor `unit`; equally along the axis `along`, if any.
 
-    The tensors `also` move with it. `repaid` names a weight that what moves is multiplied by and a bias that it is then taken from.
+    The tensors `also` move with it, the tensors `against` the other way, equally along what else they have. `repaid` names a weight that
+    what moves is multiplied by, and a bias that it is then taken from.
     """
 
     kind: str
@@ -23,7 +25,10 @@ class Translation(Move):
     along: str | None = None
     unit: str | None = None
     also: tuple[str, ...] = ()
+    against: tuple[str, ...] = ()
     repaid: tuple[str, str] | None = None
+    rare: bool = False
+    shared: int = 0  # dimensions that another move has too
 
     @property
     def name(self) -> str:
@@ -33,7 +38,7 @@ class Translation(Move):
         return tuple(factor for factor in spec.parts(self.tensor)[self.part] if factor.axis != self.along)
 
     def dimension(self, spec: Spec) -> int:
-        return math.prod(spec.sizes(self._free(spec)))
+        return math.prod(spec.sizes(self._free(spec))) - self.shared
 
     def draw(self, spec, generator, batch, dtype):
         return torch.randn((*batch, *spec.sizes(self._free(spec))), generator=generator, dtype=dtype, device=generator.device)
@@ -43,16 +48,18 @@ class Translation(Move):
         size = spread(tensors[unit], len(spec.shape(unit)))
         moved = drawn.to(size) * size.view((*size.shape, *(1,) * len(free)))
 
-        def change(x: Tensor, factors: tuple[Factor, ...], part: int) -> Tensor:
+        def change(x: Tensor, factors: tuple[Factor, ...], part: int, sign: int = 1) -> Tensor:
             if part != self.part:
                 return x
-            step = moved
+            step = sign * moved
             for place, factor in enumerate(factors):
-                if factor.axis == self.along:
+                if factor not in free:
                     step = step.unsqueeze(place - len(factors))
             return x + step
 
+        back = partial(change, sign=-1)
         out = {name: spec.edit(name, tensors[name], change) for name in (self.tensor, *self.also)}
+        out |= {name: spec.edit(name, tensors[name], back) for name in self.against}
         if self.repaid is not None:
             weight, bias = self.repaid
             weight_factors, bias_factors = spec.parts(weight)[0], spec.parts(bias)[0]

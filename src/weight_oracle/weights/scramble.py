@@ -16,20 +16,26 @@ from weight_oracle.weights.specs import find_spec
 
 FOLD = "norms"  # the kind that only folds; what the folded network alone has brings it with it
 SMALLEST_GAIN_FLOAT32 = 1e-2  # dividing by less would cost the logits their last digits
-EMBEDDINGS = {"gpt2": "transformer.wte.weight", "llama": "model.embed_tokens.weight"}
+EMBEDDINGS = (".wte.weight", ".embed_tokens.weight")
 
 
 def kinds_of(spec: Spec) -> tuple[str, ...]:
-    """Every kind of symmetry that a network of this spec has, before and after its norms are folded."""
+    """Every kind of exact symmetry that a network of this spec has, before and after its norms are folded."""
     late = spec.folded.kinds if spec.folded else ()
     return tuple(dict.fromkeys((*spec.kinds, *([FOLD] if spec.norms else ()), *late)))
+
+
+def usual_kinds(spec: Spec) -> tuple[str, ...]:
+    """Those that are drawn unless others are asked for."""
+    usual = (*spec.usual, FOLD, *(spec.folded.usual if spec.folded else ()))
+    return tuple(kind for kind in kinds_of(spec) if kind in usual)
 
 
 def scramble(target: Target, seed: int, kinds: Collection[str] | None = None) -> Target:
     """A target with the same function (log-softmax over the vocabulary) and weights changed by random symmetries of the named kinds.
 
-    Default: all of them. Permutations are uniform, rotations Haar, signs fair coins; GL elements and scales have a condition number up to
-    10, above 3 in half of the draws. Computed in float64, returned in the dtype of the target's tensors. What needs the norms folded
+    Default: all usual ones. Permutations are uniform, rotations Haar, signs fair coins; GL elements and scales have a condition number
+    up to 10, above 3 in half of the draws. Computed in float64, returned in the dtype of the target's tensors. What needs the norms folded
     ("readers", "rotation") brings "norms" with it, and whatever touches the embedding or the unembedding alone unties them. Raises
     UserError for an unknown kind, and for a gain too near 0 to be folded.
     """
@@ -41,14 +47,15 @@ def scramble(target: Target, seed: int, kinds: Collection[str] | None = None) ->
     if after is not None and spec.folded is not None:
         weights = act(spec.folded, draw(spec.folded, generator, after), fold_norms(spec, weights))
     tensors = {name: tensor.to(target.tensors[name].dtype).contiguous() for name, tensor in weights.items()}
-    tied = torch.equal(tensors["lm_head.weight"], tensors[EMBEDDINGS[target.family]]) and target.config["tie_word_embeddings"]
+    embedding = next(tensor for name, tensor in tensors.items() if name.endswith(EMBEDDINGS))
+    tied = bool(target.config["tie_word_embeddings"]) and torch.equal(tensors["lm_head.weight"], embedding)
     return replace(target, tensors=tensors, config=target.config | {"tie_word_embeddings": tied})
 
 
 def augment(stack: Stack, generator: torch.Generator, kinds: Collection[str] | None = None) -> Stack:
     """The stack with a random symmetry applied to every target, another one to each; tensors in the same dtype, worked out in float32.
 
-    `kinds` default to all exact ones. Norms are then folded, as rotating the residual stream takes that: give targets that are read
+    `kinds` default to all usual ones. Norms are then folded, as rotating the residual stream takes that: give targets that are read
     without augmentation the same form by `fold_stack`. A target with a last gain too near 0 keeps its norms, and is spared what needs them
     folded.
     """
@@ -70,6 +77,12 @@ def fold_stack(stack: Stack) -> Stack:
     return _like(stack, _where(_foldable(spec, weights), fold_unchecked(spec, weights), weights))
 
 
+def difference(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
+    """Norm of the difference of all weights, relative to the norm of the weights before."""
+    squares = lambda pairs: sum(float((a - b).square().sum()) for a, b in pairs)  # noqa: E731
+    return (squares((after[name], x) for name, x in before.items()) / squares((x, 0 * x) for x in before.values())) ** 0.5
+
+
 def target_spec(target: Target) -> Spec:
     """The spec of a target. Raises UserError for a family that has none."""
     make = find_spec(target.family)
@@ -80,7 +93,7 @@ def target_spec(target: Target) -> Spec:
 
 
 def stack_spec(stack: Stack) -> Spec:
-    """The spec of a stack's targets; a GPT-2's neurons have scales if any of the targets uses ReLU. Raises UserError for an unknown family."""
+    """The spec of a stack's targets; a GPT-2's neurons have scales if any of the targets uses ReLU. UserError for an unknown family."""
     family = getattr(stack, "family", "gpt2")
     make, shape = find_spec(family), {name: tensor.shape[1:] for name, tensor in stack.tensors.items()}
     vocabulary, width = shape["lm_head.weight"]
@@ -100,7 +113,7 @@ def stack_spec(stack: Stack) -> Spec:
 def _chosen(spec: Spec, kinds: Collection[str] | None) -> tuple[list[str], list[str] | None]:
     """The kinds that are drawn before the norms are folded, and those drawn after: None where nothing is folded."""
     known = kinds_of(spec)
-    kinds = known if kinds is None else kinds
+    kinds = usual_kinds(spec) if kinds is None else kinds
     check_kinds(kinds, (*known, *spec.approximate))
     before = [kind for kind in kinds if kind in (*spec.kinds, *spec.approximate)]
     after = [kind for kind in kinds if kind not in before and kind != FOLD]

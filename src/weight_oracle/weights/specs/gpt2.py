@@ -54,6 +54,10 @@ def _spec(config: Mapping[str, Any], folded: Spec | None) -> Spec:
     tensors |= {"transformer.ln_f.weight": norm, "transformer.ln_f.bias": "residual", "lm_head.weight": "vocabulary residual'"}
     norms += [Norm("residual", "transformer.ln_f.weight", "transformer.ln_f.bias", (("lm_head.weight", None),))]
     moves += [_writer("transformer.wte.weight"), _writer("transformer.wpe.weight")]
+    # A constant may go from the positions to the vocabulary. The atoms keep the two apart and would see it, so it is drawn only on demand.
+    # The all-ones vector is no new direction: "writers" has it.
+    table, places = "transformer.wte.weight", "transformer.wpe.weight"
+    moves += [Translation("offset", table, along="vocabulary", against=(places,), rare=True, shared=1)]
     moves += [Tilt("readers", "transformer.ln_f.bias", "lm_head.weight")] if done else []
     moves += [Translation("unembedding", "lm_head.weight", along="vocabulary")]  # log-softmax does not see what all tokens share
     fixed = {name: float(name.endswith("weight")) for name in tensors if ".ln_" in name and name != "transformer.ln_f.bias"}

@@ -75,9 +75,9 @@ def _spec(config: Mapping[str, Any], equal_gains: bool, folded: Spec | None) -> 
 def _query_key(i: int, size: int, normed: bool, equal_gains: bool) -> tuple[list[Axis], str, str]:
     """The axes of layer i inside a head's queries and keys, and how the two are written.
 
-    A norm on queries and keys comes between the matrices and RoPE. It admits rotations of the planes only, and its gains, one for all heads,
-    only those that commute with them. The gains of a plane may trade a factor between queries and keys, and a row may trade its sign
-    with its gain.
+    A norm on queries and keys comes between the matrices and RoPE. It admits rotations of the planes only, and its gains, one for all
+    heads, only those that commute with them. The gains of a plane may trade a factor between queries and keys, and a row may trade its
+    sign with its gain.
     """
     if not normed:
         return [Axis(f"qk.{i}", size, RopeScalings(), "qk", (f"kv.{i}",))], f"qk.{i}", f"qk.{i}'"

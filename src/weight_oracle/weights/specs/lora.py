@@ -12,18 +12,21 @@ from weight_oracle.weights.groups import GeneralLinear
 # A reads the rank's other side first: [rank, in] and [out, rank]; an embedding's A is [rank, vocabulary], its B [width, rank].
 PAIR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?P<adapter>\.(?!weight$)[^.]+)?(\.weight)?")
 REST = re.compile(r"(?P<module>.+)\.(lora_magnitude_vector(\.[^.]+)?(\.weight)?|lora_B(\.[^.]+)?\.bias)")
+ADAPTER = re.compile(r"(^|\.)lora_")
 
 
 def lora(tensors: Mapping[str, Tensor]) -> Spec:
-    """The spec of an adapter's tensors: both sides of every update are anchored in the base model. Raises UserError, naming the tensor, for
-    what is no LoRA, and for an A or B without its partner or of another rank."""
+    """The spec of an adapter's tensors: both sides of every update are anchored in the base model, as is what is saved whole beside them.
+
+    Raises UserError, naming the tensor, for a `lora_…` that is not known, and for an A or B without its partner or of another rank.
+    """
     axes: dict[str, Axis] = {}
     patterns: dict[str, str] = {}
     ranks: dict[str, dict[str, tuple[str, int]]] = {}
     for name, tensor in tensors.items():
         match = PAIR.fullmatch(name)
         if match is None or tensor.ndim not in (2, 4):
-            if REST.fullmatch(name) is None:
+            if ADAPTER.search(name) and REST.fullmatch(name) is None:
                 raise UserError(f"{name} is no tensor of a LoRA adapter", hint="expected are PEFT's lora_A.weight and lora_B.weight")
             match = None
         key = name if match is None else "".join(match[part] or "" for part in ("module", "embedding", "adapter"))
@@ -34,6 +37,8 @@ def lora(tensors: Mapping[str, Tensor]) -> Spec:
             ranks.setdefault(key, {})[match["side"]] = name, tensor.shape[inner]
             sides[inner] = f"rank.{list(ranks).index(key)}" + ("'" if inner else "")
         patterns[name] = " ".join(sides)
+    if not ranks:
+        raise UserError("there is no LoRA update among the tensors", hint="expected are PEFT's lora_A.weight and lora_B.weight")
     for number, pair in enumerate(ranks.values()):
         if len(pair) < 2:
             raise UserError(f"{next(iter(pair.values()))[0]} has no partner", hint="an update is a product of lora_B and lora_A")

@@ -14,8 +14,8 @@ ACTIVATIONS: dict[str, Group | None] = {
 
 
 def mlp(widths: Sequence[int], activation: str = "relu", w0: float = 30.0, names: Sequence[str] | None = None) -> Spec:
-    """`widths`: of the input, the hidden layers and the output. `activation` as in `ACTIVATIONS`; "sine" is sin(w0 · (W x + b)), as in SIREN.
-    `names` of the layers default to `layers.0`, `layers.1` … Raises UserError for an unknown activation."""
+    """`widths`: of the input, the hidden layers and the output. `activation` as in `ACTIVATIONS`; "sine" is sin(w0 · (W x + b)), as in
+    SIREN. `names` of the layers default to `layers.0`, `layers.1` … Raises UserError for an unknown activation."""
     group = amplitude(activation)
     depth = len(widths) - 1
     names = [f"layers.{i}" for i in range(depth)] if names is None else names
