@@ -193,9 +193,23 @@ class Scramble(TargetCommand):
     only: Annotated[Text, arg(metavar="KIND,KIND", help="Only these symmetries: heads, neurons, rotation, … Default: all.")] = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Budget(Command):
+    """How many embeddings it takes to read a network's weights, for each encoding, and how much fits in a context.
+
+    A token is one embedding of d_model numbers of 16 bits. With weights at hand, also the error of what is dropped.
+    """
+
+    network: Positional[Annotated[str, arg(metavar="CONFIG_OR_TARGET", help="A config.json, or the folder of a Hugging Face checkpoint.")]]
+    context: Annotated[int, arg(metavar="TOKENS", help="Size of the context.")] = 131072
+    tokens: Annotated[int, arg(metavar="T", help="Tokens of the learned encoding.")] = 32
+    ranks: Annotated[int, arg(metavar="R", help="Directions that SVD keeps of each linear map in a layer.")] = 16
+
+
 COMMANDS: dict[type[Command], str] = {
     Demo: "demo", ZooBuild: "zoo_build", ZooShow: "zoo_show", ZooExport: "zoo_export", Train: "train", Eval: "evaluate",
     Questions: "questions", Ask: "ask", Read: "read", Verify: "verify", Compare: "compare", Scramble: "scramble",
+    Budget: "budget",
 }  # fmt: skip
 AnyZoo = (
     Annotated[ZooBuild, subcommand("build")]
@@ -213,6 +227,7 @@ AnyCommand = (
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Compare, subcommand("compare")]
     | Annotated[Scramble, subcommand("scramble")]
+    | Annotated[Budget, subcommand("budget")]
 )
 
 

@@ -1,6 +1,7 @@
 """A target goes out as an ordinary Hugging Face folder and comes back, and a folder that breaks the contract is refused in one line."""
 
 import json
+import shutil
 import warnings
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from weight_oracle.errors import UserError
-from weight_oracle.targets.checkpoint import load_target, make_target, save_target, zoo_vocabulary
+from weight_oracle.targets.checkpoint import _read_weights, load_target, make_target, save_target, zoo_vocabulary
 from weight_oracle.truth.domain import Names, default_names
 
 NAMES = default_names(5, 3)
@@ -218,9 +219,31 @@ def test_missing_files_pickles_and_shards(tmp_path):
     torch.save({}, tmp_path / "pytorch_model.bin")
     refused("pickle", tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text("{}")
-    refused("several files", tmp_path)
+    refused("no weight_map", tmp_path)
     (tmp_path / "config.json").unlink()
     refused("there is no config.json", tmp_path)
+
+
+def test_shards_are_read_as_one_file_is(tmp_path):
+    target = load_target(save(tmp_path / "one", hf_model()))
+    shutil.copytree(tmp_path / "one", tmp_path / "many")
+    (tmp_path / "many" / "model.safetensors").unlink()
+    hf_model().save_pretrained(tmp_path / "shards", max_shard_size="2KB")
+    files = sorted((tmp_path / "shards").glob("model*"))
+    assert len(files) > 3
+    for file in files:
+        shutil.copy(file, tmp_path / "many")
+    sharded = load_target(tmp_path / "many")
+    assert sharded.config == target.config and sharded.tensors.keys() == target.tensors.keys()
+    assert all(torch.equal(tensor, target.tensors[name]) for name, tensor in sharded.tensors.items())
+    total = sum(tensor.nbytes for tensor in hf_model().transformer.state_dict().values())
+    assert _read_weights(tmp_path / "many", total).keys() == _read_weights(tmp_path / "one", total).keys()
+    for folder in ("one", "many"):
+        with pytest.raises(UserError, match=f"more than the limit of {total - 1:,}"):
+            _read_weights(tmp_path / folder, total - 1)
+    shard = tmp_path / "many" / files[0].name
+    save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(shard).items()}, shard)
+    refused("NaN in transformer.", tmp_path / "many")
 
 
 def test_a_save_that_fails_leaves_nothing_that_loads(tmp_path, monkeypatch):

@@ -11,7 +11,8 @@ import torch
 
 from weight_oracle.errors import UserError
 from weight_oracle.targets.families import FAMILIES, family_of
-from weight_oracle.targets.safe import check_finite, checkpoint_folder, pickle_error, read_json, read_safetensors, read_vocabulary, shown
+from weight_oracle.targets.safe import check_finite, checkpoint_folder, read_json, read_safetensors, read_vocabulary, shown
+from weight_oracle.targets.stream import read_headers
 from weight_oracle.targets.target import ANS, BOS, Target
 from weight_oracle.truth.domain import Domain, Names
 
@@ -109,16 +110,13 @@ def save_target(
         raise UserError(f"cannot be written ({error.strerror})", where=str(out), hint="make room or choose another folder") from error
 
 
-def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    if (folder / "model.safetensors").exists():
-        return read_safetensors(folder / "model.safetensors")
-    if (folder / "model.safetensors.index.json").exists():
-        hint = "save them as one: model.save_pretrained(path, max_shard_size='4GB')"
-        raise UserError("the weights are split into several files", where=str(folder), hint=hint)
-    pickles = sorted(file.name for end in ("bin", "pt", "pth", "ckpt", "pkl") for file in folder.glob(f"*.{end}"))
-    if pickles:
-        raise pickle_error(folder / pickles[0])
-    raise UserError("there is no model.safetensors", where=str(folder), hint="save the weights with model.save_pretrained(path)")
+def _read_weights(folder: Path, limit: int = 4 << 30) -> dict[str, torch.Tensor]:
+    """All tensors, in one file or in shards, of at most `limit` bytes together."""
+    headers = read_headers(folder)
+    total = sum(entry.end - entry.begin for header in headers.values() for entry in header.values())
+    if total > limit:
+        raise UserError(f"holds {total:,} bytes of weights, more than the limit of {limit:,}", where=str(folder))
+    return {name: tensor for file in headers for name, tensor in read_safetensors(folder / file).items()}
 
 
 def _checked(

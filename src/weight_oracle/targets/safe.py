@@ -9,6 +9,7 @@ import math
 import os
 import re
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ MAX_HEADER = 4 << 20
 MAX_TENSORS = 20_000
 MAX_RANK = 8
 NAME = re.compile(r"[A-Za-z0-9_.\-]{1,256}")
-# Bytes per number. The last two only ever hold the attention masks that old GPT-2 checkpoints carry along.
-DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "BOOL": 1, "U8": 1}
+# Bytes per number. The last three only ever hold what is no weight: the masks and positions of old checkpoints, BatchNorm's counters.
+DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "BOOL": 1, "U8": 1, "I64": 8}
 CONVERT = "convert it with transformers: model.save_pretrained(path, safe_serialization=True)"
 
 
@@ -69,7 +70,7 @@ def read_safetensors(path: str | os.PathLike, limit: int = 4 << 30) -> dict[str,
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    _check_header(path, _regular_size(path, limit))
+    read_header(path, limit)
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
@@ -80,11 +81,15 @@ def read_safetensors(path: str | os.PathLike, limit: int = 4 << 30) -> dict[str,
 
 
 def check_finite(name: str, tensor: torch.Tensor, path: str | os.PathLike) -> None:
-    """Raises UserError naming the tensor if a value is NaN or infinite."""
-    if not torch.isfinite(tensor).all():
-        what = "NaN" if torch.isnan(tensor).any() else "an infinite value"
-        hint = "training diverged or the file is damaged; use an earlier checkpoint"
-        raise UserError(f"{what} in {name}", where=str(path), hint=hint)
+    """Raises UserError naming the tensor if a value is NaN or infinite. Reads a contiguous tensor once, and needs no memory of its size."""
+    if not tensor.is_floating_point():
+        return
+    for part in tensor.detach().reshape(-1).split(1 << 22):
+        # No sum of numbers of which one is NaN or infinite is finite; the reverse, a sum that overflows, is looked at again.
+        if not torch.isfinite(part.sum()) and not torch.isfinite(part).all():
+            what = "NaN" if torch.isnan(part).any() else "an infinite value"
+            hint = "training diverged or the file is damaged; use an earlier checkpoint"
+            raise UserError(f"{what} in {name}", where=str(path), hint=hint)
 
 
 def pickle_error(path: str | os.PathLike) -> UserError:
@@ -92,7 +97,7 @@ def pickle_error(path: str | os.PathLike) -> UserError:
     return UserError("this is a pickle, which can run code when opened; only safetensors is read", where=str(path), hint=CONVERT)
 
 
-def _regular_size(path: str | os.PathLike, limit: int) -> int:
+def _regular_size(path: str | os.PathLike, limit: int | None) -> int:
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -101,7 +106,7 @@ def _regular_size(path: str | os.PathLike, limit: int) -> int:
         raise UserError(f"cannot be read ({getattr(error, 'strerror', None) or error})", where=str(path)) from error
     if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device could wait or go on for ever
         raise UserError("is not a regular file", where=str(path))
-    if status.st_size > limit:
+    if limit is not None and status.st_size > limit:
         raise UserError(f"holds {status.st_size:,} bytes, more than the limit of {limit:,}", where=str(path))
     return status.st_size
 
@@ -134,7 +139,23 @@ def _parse_object(data: bytes, path: str | os.PathLike) -> dict[str, Any]:
     return value
 
 
-def _check_header(path: str | os.PathLike, size: int) -> None:
+@dataclass(frozen=True)
+class Entry:
+    """A tensor as a safetensors header announces it: `dtype` is a key of DTYPES, `begin` and `end` count bytes after the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def read_header(path: str | os.PathLike, limit: int | None = None) -> dict[str, Entry]:
+    """What a safetensors file of at most `limit` bytes (None: of any size) holds, in the order of its bytes; no weight is read.
+
+    Raises UserError for a pickle, a truncated or inconsistent file, and a header beyond the caps of this module.
+    """
+    size = _regular_size(path, limit)
+
     def fail(what: str, hint: str = "the file is damaged; copy or save it again") -> UserError:
         return UserError(what, where=str(path), hint=hint)
 
@@ -153,21 +174,21 @@ def _check_header(path: str | os.PathLike, size: int) -> None:
     header.pop("__metadata__", None)
     if len(header) > MAX_TENSORS:
         raise fail(f"{len(header):,} tensors, more than the limit of {MAX_TENSORS:,}", "save fewer, larger tensors")
-    spans = sorted(_check_entry(name, entry, fail) for name, entry in header.items())
+    entries = sorted(((name, _check_entry(name, entry, fail)) for name, entry in header.items()), key=lambda item: item[1].begin)
     position = 0
-    for begin, end in spans:
-        if begin != position:
+    for _, entry in entries:
+        if entry.begin != position:
             raise fail("tensors overlap or leave gaps between them")
-        position = end
+        position = entry.end
     present = size - 8 - length
     if position > present:
         raise fail(f"the file is cut short: {position:,} bytes of weights are announced, {present:,} are there")
     if position < present:
         raise fail(f"{present - position:,} bytes follow the last tensor")
+    return dict(entries)
 
 
-def _check_entry(name: str, entry: Any, fail: Any) -> tuple[int, int]:
-    """(begin, end) of a tensor's bytes."""
+def _check_entry(name: str, entry: Any, fail: Any) -> Entry:
     if not NAME.fullmatch(name):
         raise fail(f"the tensor name {shown(name)} is not allowed", "use letters, digits, '_', '.' and '-', at most 256 of them")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
@@ -184,7 +205,7 @@ def _check_entry(name: str, entry: Any, fail: Any) -> tuple[int, int]:
         raise fail(f"{name} is empty: its shape is {shown(shape)}")
     if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * DTYPES[dtype]:
         raise fail(f"the shape of {name}, {shown(shape)}, does not match its bytes")
-    return offsets[0], offsets[1]
+    return Entry(dtype, tuple(shape), offsets[0], offsets[1])
 
 
 def checkpoint_folder(path: str | os.PathLike) -> Path:
