@@ -14,7 +14,7 @@ from weight_oracle.weights.normal_form import balanced, canonicalise, constant
 from weight_oracle.weights.scramble import kinds_of, scramble, target_spec
 
 INPUTS = Domain(SYMBOLS, ANSWERS, (2, 4)).sample(np.random.default_rng(0), 40)
-UNDONE = ("heads", "qk", "key_bias", "ov", "value_bias", "neurons", "norms", "writers", "readers", "unembedding")
+UNDONE = ("heads", "qk", "key_bias", "ov", "value_bias", "neurons", "norms", "writers", "readers", "unembedding", "offset")
 
 
 def in_double(target):

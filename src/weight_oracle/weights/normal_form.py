@@ -1,7 +1,7 @@
 """GPT-2 targets brought to the one of their equivalent forms that can be told without an anchor; a rotation of the residual stream cannot.
 
-Every symmetry of `symmetry` but the rotation is undone: norms are folded into their readers; readers and writers are centred over the
-residual axis, the unembedding over the vocabulary; a ReLU neuron's (w_in, b) has norm 1; the two matrices of a head's form, W_Q W_K^T or
+Every symmetry of GPT-2 but the rotation is undone: norms are folded into their readers; readers and writers are centred over the residual
+axis, the unembedding over the vocabulary, the positions of the domain over each other; a ReLU neuron's (w_in, b) has norm 1; the two matrices of a head's form, W_Q W_K^T or
 W_V W_O, are the balanced factors U √Σ and √Σ V^T of its SVD, each pair with the largest entry of u positive; the value bias is in the
 output bias, the key bias 0; heads and neurons are sorted by the norm of what they write, largest first. The function stays as it was.
 """
@@ -34,7 +34,9 @@ def canonicalise(stack: Stack) -> Stack:
         raise UserError("only targets of the GPT-2 family can be canonicalised", hint="leave out --canonical")
     t = {k: v.double() for k, v in stack.tensors.items()}
     d, ones, zeros = stack.width, torch.ones_like, torch.zeros_like
-    out = {name: _centred(t[name]) for name in ("transformer.wte.weight", "transformer.wpe.weight")}
+    embedding, position = (_centred(t[name]) for name in ("transformer.wte.weight", "transformer.wpe.weight"))
+    mean = position[:, : stack.positions].mean(1, keepdim=True)
+    out = {"transformer.wte.weight": embedding + mean, "transformer.wpe.weight": position - mean}
     gain, shift, head = t["transformer.ln_f.weight"], t["transformer.ln_f.bias"], t["lm_head.weight"]
     bias = (head @ shift[..., None])[..., 0]
     head = _centred(head * gain[:, None]) + bias[..., None] / d
