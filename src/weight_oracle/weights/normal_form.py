@@ -1,9 +1,10 @@
 """GPT-2 targets brought to the one of their equivalent forms that can be told without an anchor; a rotation of the residual stream cannot.
 
 Every symmetry of GPT-2 but the rotation is undone: norms are folded into their readers; readers and writers are centred over the residual
-axis, the unembedding over the vocabulary, the positions of the domain over each other; a ReLU neuron's (w_in, b) has norm 1; the two matrices of a head's form, W_Q W_K^T or
-W_V W_O, are the balanced factors U √Σ and √Σ V^T of its SVD, each pair with the largest entry of u positive; the value bias is in the
-output bias, the key bias 0; heads and neurons are sorted by the norm of what they write, largest first. The function stays as it was.
+axis, the unembedding over the vocabulary, the positions of the domain over each other; a ReLU neuron's (w_in, b) has norm 1; the two
+matrices of a head's form, W_Q W_K^T or W_V W_O, are the balanced factors U √Σ and √Σ V^T of its SVD, each pair with the largest entry of
+u positive; the value bias is in the output bias, the key bias 0; heads and neurons are sorted by the norm of what they write, largest
+first. The function stays as it was.
 """
 
 from dataclasses import replace
