@@ -47,14 +47,14 @@ def progress_bar(what: str, unit: str) -> Iterator[Callable[..., None]]:
 
 
 @contextmanager
-def stages() -> Iterator[Callable[[str, int, int], None]]:
+def stages(unit: str = "target") -> Iterator[Callable[[str, int, int], None]]:
     """One bar for every stage of a long command; yields `update(stage, done, total)`."""
     with ExitStack() as bars:
         updates: dict[str, Callable[..., None]] = {}
 
         def update(stage: str, done: int, total: int) -> None:
             if stage not in updates:
-                updates[stage] = bars.enter_context(progress_bar(stage, "target"))
+                updates[stage] = bars.enter_context(progress_bar(stage, unit))
             updates[stage](done, total)
 
         yield update
@@ -223,6 +223,27 @@ def read(config: "cli.Read") -> Output:
 def verify(config: "cli.Verify") -> Output:
     target = _target(config)
     return _check(target, _chart(config.chart, target.names), config.seed)
+
+
+def compare(config: "cli.Compare") -> Output:
+    from weight_oracle.evaluation.compare import CompareConfig
+    from weight_oracle.evaluation.compare import compare as run
+
+    given = {f.name: getattr(config, f.name) for f in fields(CompareConfig) if f.name != "rates"}
+    given |= {name: _list(getattr(config, name), f"--{name}", str) for name in ("encodings", "variants")}
+    given |= {"seeds": _list(config.seeds, "--seeds", int), "rates": _list(config.lr, "--lr", float)}
+    with stages("step") as progress:
+        data = run(CompareConfig(**given), progress)
+    return Output(data, (Path(config.out) / "table.md").read_text())
+
+
+def _list(text: str, option: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
+    """The parts of `a,b,c`; `none` has none."""
+    try:
+        return () if text == "none" else tuple(kind(part.strip()) for part in text.split(","))
+    except ValueError as error:
+        hint = "give numbers with commas between them"
+        raise UserError(f"{option} {text!r} is not a list of numbers", hint=hint, exit_code=2) from error
 
 
 def scramble(config: "cli.Scramble") -> Output:
