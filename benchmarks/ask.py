@@ -27,7 +27,7 @@ from tyro.conf import Positional
 
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.targets.checkpoint import make_target, save_target
-from weight_oracle.targets.gpt2 import Shape
+from weight_oracle.targets.shape import Shape
 from weight_oracle.targets.target import Target
 from weight_oracle.targets.train import Hyper, initialise
 from weight_oracle.truth.domain import default_names

@@ -27,7 +27,7 @@ from weight_oracle.oracle.data import Collator, QuestionData, load_population, p
 from weight_oracle.oracle.model import ENCODERS
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.targets.target import Target
-from weight_oracle.weights.symmetry import KINDS, scramble
+from weight_oracle.weights.scramble import kinds_of, scramble, target_spec
 from weight_oracle.zoo.store import Zoo, open_zoo
 
 LARGEST, RATIO = 1e-4, 1000.0
@@ -56,7 +56,7 @@ def wanted(zoo: Zoo, config: Config) -> list[int]:
 def scrambled(target: Target, seed: int) -> Target | None:
     """None where a gain of the last norm is too near 0 to be folded."""
     try:
-        return scramble(target, seed, KINDS)
+        return scramble(target, seed)
     except UserError:
         return None
 
@@ -90,7 +90,8 @@ def benchmark(config: Config) -> dict:
         changed.append((logits(batch, other) - first).abs().max().item())
         if moved[-1] == max(moved):
             worst = {key: zoo.truths[people.places[example.target]][key] for key in ("index", "chart", "activation", "init", "tied")}
-    result = {"targets": len(moved), "skipped": skipped, "answer_logits": "float32, teacher forced", "symmetries": list(KINDS)}
+    result = {"targets": len(moved), "skipped": skipped, "answer_logits": "float32, teacher forced"}
+    result |= {"symmetries": list(kinds_of(target_spec(target(0))))}
     result |= {"symmetry": summary(moved), "another_target": summary(changed), "worst": worst}
     result |= {"ratio": {"median": median(changed) / median(moved), "median_to_max": median(changed) / max(moved)}}
     result |= {"met": max(moved) <= LARGEST and result["ratio"]["median_to_max"] >= RATIO}

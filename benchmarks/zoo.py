@@ -23,7 +23,8 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-from weight_oracle.targets.gpt2 import Shape, forward
+from weight_oracle.targets.gpt2 import forward
+from weight_oracle.targets.shape import Shape
 from weight_oracle.targets.train import Hyper, Schedule, answers, initialise, train
 from weight_oracle.truth.interpret import compile_charts, run
 from weight_oracle.truth.sample import chart_inputs

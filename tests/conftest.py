@@ -11,7 +11,9 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 # Modules that work on whole arrays. Elsewhere the checks would take longer than the work, or stand in the way of torch.compile.
 CHECKED = ["truth.domain", "truth.interpret", "targets.target", "targets.checkpoint"]
-CHECKED += ["targets.stack", "weights.encoder", "weights.atoms", "weights.expected", "weights.chunk", "weights.symmetry"]
+CHECKED += ["targets.stack", "weights.encoder", "weights.atoms", "weights.expected", "weights.chunk", "weights.groups", "weights.scramble"]
+CHECKED += ["weights.raw", "weights.learned", "weights.directions", "weights.resample", "weights.normal_form"]
+CHECKED += ["targets.stream", "targets.architecture", "weights.budget"]
 CHECKED += ["weights.mapped", "weights.bridge", "weights.anchors", "weights.streaming"]
 HOOK = install_import_hook([f"weight_oracle.{name}" for name in CHECKED], "beartype.beartype")
 

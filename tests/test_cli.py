@@ -21,6 +21,7 @@ from weight_oracle.truth.parse import parse
 
 RUN = [sys.executable, "-c", "import sys; from weight_oracle.cli import main; sys.exit(main())"]
 NAMED = ["demo", "zoo build", "zoo show", "zoo export", "train", "eval", "questions", "ask", "read", "verify"]
+NAMED += ["compare", "scramble", "budget"]
 
 
 @pytest.fixture

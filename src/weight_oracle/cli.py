@@ -105,7 +105,14 @@ class Train(Command):
     backbone: Annotated[Text, arg(metavar="HF_MODEL", help="Start from this causal LM instead of a new small one.")] = None
     resume: Annotated[bool, NO_HINT, arg(help="Go on from the last checkpoint of a run that was stopped.")] = False
     start: Annotated[Text, arg(metavar="ORACLE", help="Go on from this trained oracle instead of a new one.")] = None
-    encoding: Annotated[Literal["atoms", "chunk"], arg(help="How weights become tokens.")] = "atoms"
+    encoding: Annotated[
+        Literal["atoms", "chunk", "quantised", "svd", "svd2", "learned"], arg(help="How weights become tokens: docs/encodings.md.")
+    ] = "atoms"
+    tokens: Annotated[int, NO_HINT, arg(metavar="T", help="Weight tokens of a target. Default: as many as the encoding makes.")] = 0
+    bits: Annotated[int, arg(metavar="8|4|2", help="Bits of a quantised number.")] = 4
+    canonical: Annotated[bool, NO_HINT, arg(help="Raw encodings: bring each target to its canonical form first.")] = False
+    augment: Annotated[bool, NO_HINT, arg(help="Raw encodings: a random symmetry of the weights in every example.")] = False
+    hints: Annotated[bool, arg(help="Atoms: symbols' tokens are trained to tell what the chart says of them.")] = True
     injection: Annotated[Literal["prefix", "residual"], arg(help="Where the weight tokens enter.")] = "prefix"
     gain: Annotated[float, arg(help="Strength of the residual injection.")] = 1.0
     steps: Annotated[int, arg(help="Optimiser steps.")] = 10_000
@@ -126,6 +133,28 @@ class Eval(Command):
     held_out_phrasings: Annotated[bool, NO_HINT, arg(help="Ask in wordings never trained on.")] = False
     training: Annotated[Text, arg(metavar="ZOO", help="The zoo that the oracle was trained on, if it is another.")] = None
     views: Annotated[int, arg(metavar="N", help="Renamings under which each question is asked.")] = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Command):
+    """Train an oracle with each encoding, alike in all else, and compare them. Run it again, or twice at once: it goes on."""
+
+    zoo: ZooPath
+    out: Positional[Annotated[str, arg(metavar="OUT", help="Folder of the comparison.")]]
+    test: Annotated[Text, arg(metavar="ZOO", help="Measure on the test split of this zoo. Default: that of ZOO.")] = None
+    encodings: Annotated[str, arg(metavar="A,B", help="Which encodings.")] = "chunk,quantised,svd,svd2,learned,atoms"
+    tokens: Annotated[int, arg(metavar="T", help="Weight tokens of a target.")] = 32
+    seeds: Annotated[str, arg(metavar="A,B", help="A training of each encoding for each seed.")] = "0,1,2"
+    variants: Annotated[str, arg(metavar="A,B", help="What else is trained, with one seed; or `none`.")] = (
+        "memorise,tokens,bits,canonical,augment,natural,hints"
+    )
+    lr: Annotated[str, arg(metavar="A,B,C", help="Learning rates, of which validation chooses one for each encoding.")] = "1e-3,2e-3,4e-3"
+    steps: Annotated[int, arg(help="Optimiser steps.")] = 600
+    sweep_steps: Annotated[Count, arg(help="Steps to choose the learning rate by. Default: a quarter of the steps.")] = None
+    size: Annotated[Literal["tiny", "small", "base"], arg(help="Size of the encoders and of the language model.")] = "tiny"
+    batch: Annotated[int, arg(help="Targets in a step.")] = 64
+    targets: Annotated[Count, arg(help="Train on only so many targets. Default: all that learned.")] = None
+    test_targets: Annotated[int, arg(metavar="N", help="Measure on so many targets.")] = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,9 +185,31 @@ class Verify(TargetCommand):
     chart: Positional[Annotated[str, arg(metavar="CHART", help="A flow chart in one line, or a file that holds one.")]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scramble(TargetCommand):
+    """Write a checkpoint with the same function and other weights, by random symmetries."""
+
+    out: Positional[Annotated[str, arg(metavar="OUT", help="Folder of the scrambled checkpoint.")]]
+    only: Annotated[Text, arg(metavar="KIND,KIND", help="Only these symmetries: heads, neurons, rotation, … Default: all.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget(Command):
+    """How many embeddings it takes to read a network's weights, for each encoding, and how much fits in a context.
+
+    A token is one embedding of d_model numbers of 16 bits. With weights at hand, also the error of what is dropped.
+    """
+
+    network: Positional[Annotated[str, arg(metavar="CONFIG_OR_TARGET", help="A config.json, or the folder of a Hugging Face checkpoint.")]]
+    context: Annotated[int, arg(metavar="TOKENS", help="Size of the context.")] = 131072
+    tokens: Annotated[int, arg(metavar="T", help="Tokens of the learned encoding.")] = 32
+    ranks: Annotated[int, arg(metavar="R", help="Directions that SVD keeps of each linear map in a layer.")] = 16
+
+
 COMMANDS: dict[type[Command], str] = {
     Demo: "demo", ZooBuild: "zoo_build", ZooShow: "zoo_show", ZooExport: "zoo_export", Train: "train", Eval: "evaluate",
-    Questions: "questions", Ask: "ask", Read: "read", Verify: "verify",
+    Questions: "questions", Ask: "ask", Read: "read", Verify: "verify", Compare: "compare", Scramble: "scramble",
+    Budget: "budget",
 }  # fmt: skip
 AnyZoo = (
     Annotated[ZooBuild, subcommand("build")]
@@ -174,6 +225,9 @@ AnyCommand = (
     | Annotated[Ask, subcommand("ask")]
     | Annotated[Read, subcommand("read")]
     | Annotated[Verify, subcommand("verify")]
+    | Annotated[Compare, subcommand("compare")]
+    | Annotated[Scramble, subcommand("scramble")]
+    | Annotated[Budget, subcommand("budget")]
 )
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from weight_oracle import cli
 from weight_oracle.errors import UserError
-from weight_oracle.report import chart_tree, percent, table
+from weight_oracle.report import budget_text, chart_tree, percent, table
 from weight_oracle.truth.domain import Names
 from weight_oracle.truth.flowchart import FlowChart
 
@@ -47,14 +47,14 @@ def progress_bar(what: str, unit: str) -> Iterator[Callable[..., None]]:
 
 
 @contextmanager
-def stages() -> Iterator[Callable[[str, int, int], None]]:
+def stages(unit: str = "target") -> Iterator[Callable[[str, int, int], None]]:
     """One bar for every stage of a long command; yields `update(stage, done, total)`."""
     with ExitStack() as bars:
         updates: dict[str, Callable[..., None]] = {}
 
         def update(stage: str, done: int, total: int) -> None:
             if stage not in updates:
-                updates[stage] = bars.enter_context(progress_bar(stage, "target"))
+                updates[stage] = bars.enter_context(progress_bar(stage, unit))
             updates[stage](done, total)
 
         yield update
@@ -100,7 +100,7 @@ def zoo_show(config: "cli.ZooShow") -> Output:
 
     zoo = open_zoo(config.zoo)
     truths = zoo.truths
-    shared = ("split", "ifs", "width", "depth", "heads", "activation", "tied", "init", "dropout")
+    shared = ("split", "ifs", "family", "width", "depth", "heads", "activation", "tied", "init", "dropout")
     groups: dict[str, list[tuple[str, ...]]] = {key: [(str(t[key]),) for t in truths] for key in shared}
     groups["test"] = [tuple(t["kinds"].split()) for t in truths]
     broken = {key: _learned(truths, labels) for key, labels in groups.items()}
@@ -111,7 +111,7 @@ def zoo_show(config: "cli.ZooShow") -> Output:
         "learned": sum(t["learned"] for t in truths),
         "accuracy": {"mean": accuracy.mean(), "median": float(np.median(accuracy)), "lowest": accuracy.min()},
         "by": broken,
-        "example": {key: example[key] for key in ("index", "chart", "split", "accuracy", "learned", "width", "depth", "heads")},
+        "example": {key: example[key] for key in ("index", "chart", "split", "accuracy", "learned", "family", "width", "depth", "heads")},
     }  # fmt: skip
     rows = [(key, label, n["targets"], percent(n["learned"] / n["targets"])) for key, part in broken.items() for label, n in part.items()]
     text = [
@@ -223,6 +223,82 @@ def read(config: "cli.Read") -> Output:
 def verify(config: "cli.Verify") -> Output:
     target = _target(config)
     return _check(target, _chart(config.chart, target.names), config.seed)
+
+
+def compare(config: "cli.Compare") -> Output:
+    from weight_oracle.evaluation.compare import CompareConfig
+    from weight_oracle.evaluation.compare import compare as run
+
+    given = {f.name: getattr(config, f.name) for f in fields(CompareConfig) if f.name != "rates"}
+    given |= {name: _list(getattr(config, name), f"--{name}", str) for name in ("encodings", "variants")}
+    given |= {"seeds": _list(config.seeds, "--seeds", int), "rates": _list(config.lr, "--lr", float)}
+    with stages("step") as progress:
+        data = run(CompareConfig(**given), progress)
+    return Output(data, (Path(config.out) / "table.md").read_text())
+
+
+def _list(text: str, option: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
+    """The parts of `a,b,c`; `none` has none."""
+    try:
+        return () if text == "none" else tuple(kind(part.strip()) for part in text.split(","))
+    except ValueError as error:
+        hint = "give numbers with commas between them"
+        raise UserError(f"{option} {text!r} is not a list of numbers", hint=hint, exit_code=2) from error
+
+
+def scramble(config: "cli.Scramble") -> Output:
+    import numpy as np
+
+    from weight_oracle.targets.checkpoint import LENGTHS, save_target
+    from weight_oracle.targets.safe import checkpoint_folder, read_json, read_vocabulary
+    from weight_oracle.weights.scramble import difference, kinds_of, target_spec
+    from weight_oracle.weights.scramble import scramble as scrambled
+
+    target, source, seed = _target(config), checkpoint_folder(config.target), config.seed or 0
+    if Path(config.out).resolve() == source.resolve():
+        raise UserError("is the checkpoint itself", where=config.out, hint="choose another folder")
+    kinds = [kind.strip() for kind in config.only.split(",")] if config.only else kinds_of(target_spec(target))
+    result = scrambled(target, seed, kinds)
+    vocabulary = read_vocabulary(source / "tokenizer.json")
+    own = config.lengths or LENGTHS in read_json(source / "config.json", limit=1 << 20)
+    save_target(config.out, result.config, result.tensors, result.names, vocabulary, target.domain.lengths if own else None)
+    inputs = target.domain.sample(np.random.default_rng(seed), 256)
+    before, after = (t.logits(inputs).log_softmax(-1) for t in (target, result))
+    data = {"checkpoint": config.out, "seed": seed, "kinds": list(kinds), "weights_moved": difference(target.tensors, result.tensors)}
+    data |= {"inputs": len(inputs), "log_probability_moved": (after - before).abs().max().item()}
+    text = f"{config.out}: weights moved by {percent(data['weights_moved'])} of their size ({', '.join(kinds)})\n"
+    text += f"running both on {len(inputs)} inputs: log-probabilities moved by at most {data['log_probability_moved']:.1e}"
+    return Output(data, text)
+
+
+def budget(config: "cli.Budget") -> Output:
+    from weight_oracle.targets.architecture import build_architecture
+    from weight_oracle.targets.safe import checkpoint_folder, read_json
+    from weight_oracle.targets.stream import has_weights, open_checkpoint
+    from weight_oracle.weights.budget import costs, measure
+
+    if min(config.context, config.tokens, config.ranks) < 1:
+        raise UserError("--context, --tokens and --ranks must be at least 1", exit_code=2)
+    path = Path(config.network)
+    file = path if path.is_file() else checkpoint_folder(path) / "config.json"
+    weights = file is not path and has_weights(path)
+    checkpoint = open_checkpoint(path) if weights else None
+    network = build_architecture(checkpoint.config if checkpoint else read_json(file, limit=1 << 20), str(file))
+    loss = None
+    if checkpoint:
+        with checkpoint, progress_bar("reading weights", "parameter") as update:
+            loss = measure(checkpoint, network, config.ranks, config.seed or 0, update)
+    rows = costs(network.shapes.values(), network.modules.values(), network.width, config.context, config.ranks, config.tokens)
+    data = {
+        "network": config.network, "architecture": network.name, "parameters": network.parameters, "width": network.width,
+        "layers": network.layers, "context": config.context, "ranks": config.ranks,
+        "encodings": [
+            {"encoding": r.encoding, "parameters": r.parameters, "parameters_per_token": r.per_token, "tokens": r.tokens, "fits": r.fits,
+             "relative_error": loss.of(r.encoding) if loss else None} for r in rows
+        ],
+        "energy_kept": loss.energy if loss else None,
+    }  # fmt: skip
+    return Output(data, budget_text(data, [r.meaning for r in rows]))
 
 
 def _oracle(path: str | None) -> "Oracle":

@@ -26,7 +26,7 @@ from weight_oracle.truth.flowchart import FlowChart, to_text
 from weight_oracle.truth.interpret import run_one
 from weight_oracle.truth.mermaid import mermaid
 from weight_oracle.truth.questions import Question, judge, make_question
-from weight_oracle.weights.symmetry import scramble
+from weight_oracle.weights.scramble import difference, scramble
 from weight_oracle.zoo.build import build_zoo
 from weight_oracle.zoo.recipe import Recipe, draw_chart, find_recipe, target_rng
 from weight_oracle.zoo.store import open_zoo
@@ -73,7 +73,7 @@ def run_demo(out: Path, oracle_path: str | None, seed: int | None, console: Cons
     inputs = domain.enumerate() if domain.size <= MOST_INPUTS else domain.sample(np.random.default_rng(seed), MOST_INPUTS)
     with _waiting("running both on every input", 2 * len(inputs)) as advance:
         before, said = (_run(x, inputs, advance) for x in (original, target))
-    scrambled = {"change": _change(original, target), "answers_changed": int((before != said).sum())}
+    scrambled = {"change": difference(original.tensors, target.tensors), "answers_changed": int((before != said).sum())}
     console.print(
         f"Random symmetries moved the weights by {percent(scrambled['change'])} of their size, and changed"
         f" {scrambled['answers_changed']:,} of {len(inputs):,} answers. The oracle sees only the scrambled weights ({out / 'scrambled'}).",
@@ -147,13 +147,6 @@ def _run(target: Target, inputs: np.ndarray, advance: Callable[[int], None]) -> 
         said[part] = target.answers(inputs[part])
         advance(len(said[part]))
     return said
-
-
-def _change(before: Target, after: Target) -> float:
-    """Norm of the difference of all weights, relative to their norm."""
-    squares = lambda pairs: sum(float((a - b).square().sum()) for a, b in pairs)  # noqa: E731
-    moved = squares((after.tensors[name], tensor) for name, tensor in before.tensors.items())
-    return (moved / squares((tensor, 0 * tensor) for tensor in before.tensors.values())) ** 0.5
 
 
 def _follows(said: np.ndarray, chart: FlowChart, inputs: np.ndarray) -> float:

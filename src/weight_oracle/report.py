@@ -83,6 +83,46 @@ def percent(share: float) -> str:
     return "99.9%" if shown == "100.0%" and share < 1 else shown
 
 
+def budget_text(budget: Mapping[str, Any], meanings: Iterable[str]) -> str:
+    """What `weight-oracle budget` prints: its JSON object, and what a token of each encoding is."""
+    measured = budget["energy_kept"] is not None
+    header = ["encoding", "a token is", "parameters per token", "tokens for all", "fits", ""]
+    rows = []
+    for row, meaning in zip(budget["encodings"], meanings, strict=True):
+        per_token = row["parameters_per_token"]
+        shown = f"{per_token:,.0f}" if per_token >= 100 else f"{per_token:.3g}"
+        cells = [row["encoding"], meaning, shown, row["tokens"], small_percent(row["fits"]), bar(row["fits"])]
+        if measured:
+            cells.insert(5, "-" if row["relative_error"] is None else f"{row['relative_error']:.4f}")
+        rows.append(cells)
+    if measured:
+        header.insert(5, "relative error")
+    layers = f"{budget['layers']:,} layer{'s' * (budget['layers'] != 1)}"
+    about = f"{budget['architecture']}: {budget['parameters']:,} parameters, d_model {budget['width']:,}, {layers}"
+    text = [about, f"what fits in a context of {budget['context']:,} tokens:", "", table(header, rows)]
+    if not measured:
+        return "\n".join([*text, "", "Given a folder with weights, also the error of what is dropped."])
+    text += ["", "relative error: Frobenius norm of what is dropped, over that of the weights (svd2: of the linear maps in layers)."]
+    text += ["-: these tokens do not give back the weights: one side alone does not; of what is learned only a trained oracle can say."]
+    if budget["energy_kept"]:
+        kept = [(name, small_percent(share), bar(share)) for name, share in budget["energy_kept"].items()]
+        title = f"squared norm in the {budget['ranks']} strongest directions of each linear map"
+        text += ["", table(("layer", title, ""), kept)]
+    return "\n".join(text)
+
+
+def bar(share: float, width: int = 20) -> str:
+    """A bar of text as long as `share` (0 to 1) of `width` letters; anything above 0 shows."""
+    eighths = min(8 * width, max(round(8 * width * share), share > 0))
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+
+def small_percent(share: float) -> str:
+    """Such as 0.0016%, with two digits that count; 100% only for all of it."""
+    shown = f"{share:.1%}" if share >= 0.1 else f"{100 * share:.2g}%"
+    return "100%" if share == 1 else "99.9%" if shown == "100.0%" else shown
+
+
 def demo_page(demo: Mapping[str, Any], charts: Mapping[str, FlowChart], names: Names) -> str:
     """A self-contained HTML page about one run of the demo: what `run_demo` returns, and the charts "truth", "read" and "control"."""
     scrambled, own, control = demo["scramble"], demo["read"]["agreement"], demo["control"]["agreement"]

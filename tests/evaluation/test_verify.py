@@ -10,7 +10,8 @@ from weight_oracle.errors import UserError
 from weight_oracle.evaluation.verify import run_zoo, stacked_answers, uniform_by_length, verify, verify_stack
 from weight_oracle.oracle.data import pick
 from weight_oracle.targets.checkpoint import make_target
-from weight_oracle.targets.gpt2 import Shape, tensor_shapes
+from weight_oracle.targets.gpt2 import tensor_shapes
+from weight_oracle.targets.shape import Shape
 from weight_oracle.targets.target import Target
 from weight_oracle.truth.domain import Domain, default_names
 from weight_oracle.truth.flowchart import Say

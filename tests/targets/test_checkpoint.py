@@ -145,7 +145,7 @@ def test_a_tokenizer_of_transformers_with_other_markers(tmp_path):
 
 
 CONFIGS = [
-    ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "supported: gpt2 (GPT2LMHeadModel)"),
+    ({"model_type": "bloom", "architectures": ["BloomForCausalLM"]}, "supported: gpt2 (GPT2LMHeadModel), llama (LlamaForCausalLM)"),
     ({"architectures": ["GPT2ForSequenceClassification"]}, "'GPT2ForSequenceClassification' is not supported"),
     ({"activation_function": "tanh"}, "gelu_new, relu"),
     ({"scale_attn_weights": False}, "scale_attn_weights"),

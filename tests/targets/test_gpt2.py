@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from weight_oracle.targets.gpt2 import Dropout, Shape, forward, tensor_shapes
+from weight_oracle.targets.gpt2 import Dropout, forward, tensor_shapes
+from weight_oracle.targets.shape import Shape
 from weight_oracle.targets.train import answers
 
 SYMBOLS, ANSWERS = 5, 3

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from test_llama import hf_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from weight_oracle.targets.gpt2 import Shape
+from weight_oracle.targets.shape import EMBEDDING, Shape
 from weight_oracle.targets.train import Hyper, Schedule, _masks, answers, initialise, train
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.interpret import run_one
@@ -40,10 +41,13 @@ def random_pools(shape, count=4, lengths=(2, 4), size=24):
 
 def train_one(shape, schedule, hyper, tensors, inputs, labels):
     """The same training of one target by the book: transformers' model, torch's optimiser."""
-    sizes = {"vocab_size": shape.vocabulary, "n_positions": shape.positions, "n_embd": shape.width, "n_layer": shape.depth}
-    sizes |= {"n_head": shape.heads, "n_inner": shape.neurons, "activation_function": hyper.activation}
-    model = GPT2LMHeadModel(GPT2Config(**sizes, tie_word_embeddings=hyper.tied, bos_token_id=None, eos_token_id=None)).double().eval()
-    model.load_state_dict(tensors)
+    if shape.family == "llama":
+        model = hf_model(shape, tensors, tie_word_embeddings=hyper.tied)
+    else:
+        sizes = {"vocab_size": shape.vocabulary, "n_positions": shape.positions, "n_embd": shape.width, "n_layer": shape.depth}
+        sizes |= {"n_head": shape.heads, "n_inner": shape.neurons, "activation_function": hyper.activation}
+        model = GPT2LMHeadModel(GPT2Config(**sizes, tie_word_embeddings=hyper.tied, bos_token_id=None, eos_token_id=None)).double().eval()
+        model.load_state_dict(tensors)
     optimiser = torch.optim.AdamW(model.parameters(), hyper.lr, betas=(0.9, hyper.beta2), weight_decay=hyper.weight_decay)
     size = schedule.batch // len(inputs)
     for step in range(schedule.steps):
@@ -59,9 +63,19 @@ def train_one(shape, schedule, hyper, tensors, inputs, labels):
     return {name: tensor.detach() for name, tensor in model.state_dict().items()}
 
 
-@pytest.mark.parametrize(("depth", "hypers"), [(1, HYPERS), (2, HYPERS[:2])])
-def test_stacked_training_is_individual_training(depth, hypers):
-    shape, schedule = shape_of(depth), Schedule(50, 12)
+LLAMAS = tuple(replace(hyper, activation="silu") for hyper in HYPERS)
+
+
+def llama_of(depth, groups=1):
+    return replace(shape_of(depth), family="llama", kv_heads=groups, theta=100.0)
+
+
+CASES = [(shape_of(1), HYPERS), (shape_of(2), HYPERS[:2]), (llama_of(1), LLAMAS), (llama_of(2, 2), LLAMAS[:2])]
+
+
+@pytest.mark.parametrize(("shape", "hypers"), CASES, ids=lambda case: f"{case.family} {case.depth}" if isinstance(case, Shape) else "")
+def test_stacked_training_is_individual_training(shape, hypers):
+    schedule = Schedule(50, 12)
     params = start(shape, hypers)
     inputs, labels = random_pools(shape, len(hypers))
     stacked = train(shape, schedule, hypers, params, inputs, labels, 0, compiled=False)
@@ -74,7 +88,7 @@ def test_stacked_training_is_individual_training(depth, hypers):
             assert (tensor[i] - alone[name][0]).abs().max() <= 1e-8, name
             assert (tensor[i] - by_the_book[name]).abs().max() <= 1e-8, name
             assert name == "transformer.wpe.weight" or (tensor[i] - params[name][i]).abs().max() > 1e-3, name
-        assert torch.equal(stacked["lm_head.weight"][i], stacked["transformer.wte.weight"][i]) == hyper.tied
+        assert torch.equal(stacked["lm_head.weight"][i], stacked[EMBEDDING[shape.family]][i]) == hyper.tied
 
 
 def test_training_leaves_its_arguments_alone():

@@ -174,6 +174,9 @@ def rewritten(checkpoint, seed, wide=None, only=None):
         new |= {f"{at}{names[part]}.bias": x for part, x in b.items()}
     for name in (embed_name, "transformer.wpe.weight") if conv and do("writers") else ():
         new[name] = new[name] + gaussian(g, len(new[name]), 1) * new[name].std()
+    if conv and do("positions"):  # every token has a position, so what all positions share may be the tokens' as well
+        moved = gaussian(g, new_d) * 0.5
+        new |= {embed_name: new[embed_name] + moved, "transformer.wpe.weight": new["transformer.wpe.weight"] - moved}
     config["tie_word_embeddings"] = False
     if wide:
         config["n_embd" if conv else "hidden_size"] = wide

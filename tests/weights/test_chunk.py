@@ -7,6 +7,7 @@ from specimens import ANSWERS, LENGTHS, SYMBOLS, random_target, renamed
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.weights.chunk import ChunkEncoder
 from weight_oracle.weights.encoder import EncoderConfig
+from weight_oracle.weights.raw import place_of
 
 CONFIG = EncoderConfig(encoding="chunk", symbols=SYMBOLS, answers=ANSWERS, lengths=LENGTHS)
 SIZE = 24
@@ -25,7 +26,7 @@ def prepared(*targets):
 def test_every_number_is_there_once():
     target = random_target()
     encode = encoder()
-    for table in (encode.types, encode.offset):
+    for table in (encode.types, encode.layer, encode.offset):
         table.weight.zero_()
     tokens = encode(prepared(target))
     assert tokens.shape[2] == SIZE
@@ -64,9 +65,11 @@ def test_a_tensor_is_labelled_alike_whatever_the_targets_depth():
         target = random_target(depth=depth)
         target.tensors["transformer.wte.weight"].zero_()  # leaves the labels of its tensor and of its offsets
         tokens[depth] = {tuple(token) for token in encode(prepared(target))[0].tolist()}
-    labels = (encode.types.weight[:, None] + encode.offset.weight[:4]).tolist()
-    found = {depth: {i for i, row in enumerate(labels) if tuple(row[0]) in tokens[depth]} for depth in tokens}
-    assert len(found[1]) == 1 and found[1] == found[2]
+    chunks = 10 * 12 // SIZE  # of the embedding: five symbols, three answers, <bos>, <ans>
+    label, other = (encode.label(place_of(name), chunks)[0] for name in ("transformer.wte.weight", "lm_head.weight"))
+    for found in tokens.values():
+        assert sum(torch.allclose(torch.tensor(token), label, atol=1e-6) for token in found) == 1
+        assert not any(torch.allclose(torch.tensor(token), other, atol=1e-6) for token in found)
 
 
 @pytest.mark.parametrize("training", [True, False])

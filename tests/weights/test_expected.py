@@ -1,30 +1,33 @@
 """The expected stream is the target's own, but for the company of other symbols, which it averages."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from specimens import ANSWERS, LENGTHS, SYMBOLS, random_target
+from specimens import ANSWERS, LENGTHS, SYMBOLS, random_llama, random_target
 
+from weight_oracle.targets.families import FAMILIES
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.weights.expected import attention_table, expected
 from weight_oracle.weights.fold import fold
-from weight_oracle.weights.symmetry import scramble
+from weight_oracle.weights.scramble import scramble
 
 
 def alike(target):
     """The target with one embedding for all its symbols, so that every input of one length is the average input."""
-    name = "transformer.wte.weight"
+    name = FAMILIES[target.family].embedding
     table = target.tensors[name].clone()
     table[list(target.symbol_ids)] = table[target.symbol_ids[0]].clone()
     return replace(target, tensors=target.tensors | {name: table})
 
 
-@pytest.mark.parametrize("activation", ["gelu_new", "relu"])
+@pytest.mark.parametrize("kind", ["gelu_new", "relu", "llama"])
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_exact_where_all_symbols_are_alike(depth, activation):
-    target = alike(random_target(depth=depth, activation=activation, epsilon=1e-12))
+def test_exact_where_all_symbols_are_alike(depth, kind):
+    make = random_llama if kind == "llama" else partial(random_target, activation=kind)
+    target = alike(make(depth=depth, epsilon=1e-12))
     _, logits = expected(fold(stack_targets([target])), LENGTHS, SYMBOLS)
     for k, length in enumerate(range(LENGTHS[0], LENGTHS[1] + 1)):
         said = target.logits(np.zeros((1, length), np.int8))[0, list(target.answer_ids)]

@@ -6,34 +6,38 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from specimens import ANSWERS, SYMBOLS, random_target
+from specimens import ANSWERS, SYMBOLS, random_llama, random_target
 
 from weight_oracle.errors import UserError
 from weight_oracle.targets.checkpoint import load_target, save_target
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.truth.domain import Domain
 from weight_oracle.weights.fold import concatenate, fold, pad_to
-from weight_oracle.weights.symmetry import scramble
+from weight_oracle.weights.scramble import scramble
 
 INPUTS = Domain(SYMBOLS, ANSWERS, (2, 4)).sample(np.random.default_rng(0), 40)
 
 
 def answer_from_atoms(atoms, symbols):
-    """Log-probabilities of the answers, from the atoms of one target and nothing else; LayerNorm has no gain, bias or epsilon here."""
+    """Log-probabilities of the answers, from the atoms of one target and nothing else; norms have no gain, bias or epsilon here."""
     a = {name: tensor[0].double() for name, tensor in atoms.items()}
-    normed = lambda x: (x - x.mean(-1, keepdim=True)) / x.std(-1, correction=0, keepdim=True)  # noqa: E731
+    normed = lambda x: x / x.square().mean(-1, keepdim=True).sqrt()  # noqa: E731  what a LayerNorm reads is centred already
     n, S = len(symbols), SYMBOLS
     stream = a["rows"][[S, *symbols, S + 1]] + a["rows"][S + 2 : S + 2 + n + 2]
     causal = torch.ones(n + 2, n + 2, dtype=torch.bool).tril()
+    distance = (torch.arange(n + 2)[:, None] - torch.arange(n + 2)).clamp(min=0)
     for layer in range(len(a["qk"])):
         x = normed(stream)
         update = a["attn_bias"][layer].expand_as(x)
         for qk, qk_bias, ov in zip(a["qk"][layer], a["qk_bias"][layer], a["ov"][layer], strict=True):
-            scores = x @ qk @ x.T + x @ qk_bias
+            scores = (x @ qk @ x.T * a["turn"][:, distance]).sum(0) + x @ qk_bias
             update = update + scores.masked_fill(~causal, float("-inf")).softmax(-1) @ x @ ov
         stream = stream + update
         hidden = normed(stream) @ a["read"][layer].T + a["read_bias"][layer]
-        hidden = F.relu(hidden) if a["relu"] else F.gelu(hidden, approximate="tanh")
+        if a["gated"]:
+            hidden = F.silu(hidden) * (normed(stream) @ a["up"][layer].T)
+        else:
+            hidden = F.relu(hidden) if a["relu"] else F.gelu(hidden, approximate="tanh")
         stream = stream + hidden @ a["write"][layer] + a["mlp_bias"][layer]
     return (normed(stream[-1]) @ a["readouts"].T + a["logit_bias"]).log_softmax(-1)
 
@@ -42,6 +46,17 @@ def answer_from_atoms(atoms, symbols):
 @pytest.mark.parametrize(("activation", "tied"), [("gelu_new", False), ("relu", True)])
 def test_atoms_compute_the_targets_answers(depth, activation, tied):
     target = random_target(depth=depth, activation=activation, tied=tied, epsilon=1e-12)
+    exact = replace(target, tensors={name: tensor.double() for name, tensor in target.tensors.items()})
+    expected = exact.logits(INPUTS)[:, list(target.answer_ids)].log_softmax(-1)
+    atoms = fold(stack_targets([target]))
+    given = torch.stack([answer_from_atoms(atoms, [s for s in row if s >= 0]) for row in INPUTS.tolist()])
+    assert torch.allclose(given, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize(("groups", "theta", "tied"), [(4, 50.0, False), (2, 10_000.0, True), (1, 50.0, False)])
+def test_atoms_compute_a_llamas_answers(depth, groups, theta, tied):
+    target = random_llama(depth=depth, groups=groups, theta=theta, tied=tied, epsilon=1e-12)
     exact = replace(target, tensors={name: tensor.double() for name, tensor in target.tensors.items()})
     expected = exact.logits(INPUTS)[:, list(target.answer_ids)].log_softmax(-1)
     atoms = fold(stack_targets([target]))
@@ -72,7 +87,7 @@ def invariants(atoms):
     a = {name: tensor[0].double() for name, tensor in atoms.items()}
     rows, out = a["rows"], a["readouts"]
     alone = [rows @ rows.T, rows @ out.T, out @ out.T, rows @ a["attn_bias"].T, out @ a["mlp_bias"].T, a["logit_bias"]]
-    heads = torch.cat([(rows @ a["qk"] @ rows.T).flatten(2), a["qk_bias"] @ rows.T, (rows @ a["ov"] @ out.T).flatten(2)], -1)
+    heads = torch.cat([(rows @ a["qk"][:, :, 0] @ rows.T).flatten(2), a["qk_bias"] @ rows.T, (rows @ a["ov"] @ out.T).flatten(2)], -1)
     neurons = torch.cat([a["read"] @ rows.T, a["read_bias"][..., None], a["write"] @ out.T, a["write"] @ rows.T], -1)
     return alone, heads, neurons
 
@@ -110,6 +125,14 @@ def test_joining_appends_zeros():
         assert torch.isclose(both[name][0].abs().sum(), tensor.abs().sum())
         assert torch.equal(both[name][1], pad_to(large[name], tuple(both[name].shape[1:]))[0])
     assert both["has_head"][0].sum() == 2 and both["has_neuron"][0].sum() == 10
+
+
+def test_joining_families_fills_in_what_one_does_not_have():
+    gpt2, llama = fold(stack_targets([random_target()])), fold(stack_targets([random_llama()]))
+    both = concatenate([gpt2, llama])
+    assert both["gated"].tolist() == [0, 1] and (both["up"][0] == 0).all() and (both["up"][1] != 0).any()
+    assert (both["turn"][0, 0] == 1).all() and (both["turn"][0, 1:] == 0).all() and torch.equal(both["turn"][1], llama["turn"][0])
+    assert (both["qk"][0, :, :, 1:] == 0).all() and both["has_neuron"].sum(-1).tolist() == [[20, 20], [40, 40]]
 
 
 def test_targets_of_different_shapes_do_not_share_a_stack():

@@ -17,7 +17,7 @@ from weight_oracle.weights.streaming import StreamConfig, StreamingEncoder
 CONFIG = StreamConfig(channels=8, width=16, table=16, queries=2, model=32, blocks=1, tokens=4)
 NAMES = [f"token {i}" for i in range(30)]
 ENOUGH = {"heads": "llama", "qk": "qwen3", "ov": "gpt2", "value_bias": "llama with biases", "neurons": "gpt2 untied relu"}
-ENOUGH |= {"rotation": "qwen2", "unembedding": "llama", "writers": "gpt2", "readers": "gpt2"}
+ENOUGH |= {"rotation": "qwen2", "unembedding": "llama", "writers": "gpt2", "readers": "gpt2", "positions": "gpt2"}
 
 
 def encoder(dtype=torch.float32):
@@ -215,7 +215,7 @@ def test_it_learns_the_labels_of_random_targets():
     torch.manual_seed(1)
     read = torch.nn.Linear(24, 1)
     optimiser = torch.optim.AdamW([*encode.parameters(), *read.parameters()], 5e-3)
-    for _ in range(15):
+    for _ in range(22):
         said = torch.stack([read(encode(target).mean(0))[0] for target in targets])
         loss = torch.nn.functional.binary_cross_entropy_with_logits(said, labels)
         optimiser.zero_grad()

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from weight_oracle.errors import UserError
 from weight_oracle.targets.checkpoint import load_target, save_target
-from weight_oracle.targets.gpt2 import forward
 from weight_oracle.targets.stack import stack_targets
+from weight_oracle.targets.stacked import forward
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.interpret import run_one
 from weight_oracle.truth.sample import ChartDistribution
@@ -34,11 +34,17 @@ RECIPE = Recipe(
     shard_size=8,
     compiled=False,
 )
+MIXED = replace(RECIPE, name="mixed", families=("gpt2", "llama"), heads=(2,), shares=(1, 2), thetas=(50.0, 10_000.0), steps=(60, 60))
 
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
     return open_zoo(build_zoo(RECIPE, tmp_path_factory.mktemp("zoo"), 16))
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    return open_zoo(build_zoo(MIXED, tmp_path_factory.mktemp("mixed"), 48))
 
 
 @pytest.fixture
@@ -56,14 +62,17 @@ def test_what_was_built_is_what_is_read(zoo):
     assert zoo.recipe == RECIPE and zoo.shards == (0, 1) and len(zoo.truths) == len(zoo.charts) == 16
     tensors, rows = build_shard(RECIPE, 1)
     assert all(torch.equal(tensor, zoo.tensors(1)[name]) for name, tensor in tensors.items())
-    assert zoo.truths[8:] == [row | {"shard": 1, "row": i} for i, row in enumerate(rows)]
+    assert zoo.truths[8:] == [row | {"family": "gpt2", "shard": 1, "row": i} for i, row in enumerate(rows)]
     assert np.mean([truth["accuracy"] for truth in zoo.truths]) > 0.9
 
 
-def test_an_exported_target_is_the_stacked_one(zoo, tmp_path):
+@pytest.mark.parametrize("kind", ["zoo", "mixed"])
+def test_an_exported_target_is_the_stacked_one(kind, request, tmp_path):
+    zoo = request.getfixturevalue(kind)
     inputs = [torch.arange(4 * 8).remainder(4).view(1, -1, n).to(torch.int8) for n in (2, 3) if 32 % n == 0]
     inputs.append(torch.tensor([[[0, 3, 1], [2, 2, 0]]], dtype=torch.int8))
-    for index in (0, 1, 2, 3, 8, 9, 10):
+    assert {t["family"] for t in zoo.truths} == {*zoo.recipe.families}
+    for index in (0, 1, 2, 3, 8, 9, 10) if kind == "zoo" else range(2, 48, 8):
         truth = zoo.truths[index]
         stack = zoo.stack(truth["shard"], [truth["row"]])
         expected = forward(stack.tensors, zoo.shape(truth["shard"]), stack.relu, inputs)[0]
@@ -71,7 +80,8 @@ def test_an_exported_target_is_the_stacked_one(zoo, tmp_path):
         save_target(tmp_path / str(index), target.config, target.tensors, target.names)
         model = AutoModelForCausalLM.from_pretrained(tmp_path / str(index)).eval()
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / str(index))
-        assert model.config.n_positions == truth["n_positions"] and model.config.tie_word_embeddings == truth["tied"]
+        assert model.config.max_position_embeddings == truth["n_positions"] and model.config.model_type == truth["family"]
+        assert model.config.tie_word_embeddings == truth["tied"]
         logits = []
         for row in (row for x in inputs for row in x[0].tolist()):
             text = " ".join(["<bos>", *(target.names.symbols[s] for s in row), "<ans>"])
@@ -79,6 +89,13 @@ def test_an_exported_target_is_the_stacked_one(zoo, tmp_path):
         assert (torch.stack(logits) - expected).abs().max() <= 1e-4
         again = load_target(tmp_path / str(index), lengths=RECIPE.domain.lengths)
         assert again.names == target.names and all(torch.equal(again.tensors[k], v) for k, v in target.tensors.items())
+
+
+def test_shapes_of_a_mixed_zoo(mixed):
+    shapes = [mixed.shape(shard) for shard in mixed.shards]
+    llamas = [("llama", depth, groups) for depth in (1, 2) for groups in (2, 1)]
+    assert [(s.family, s.depth, s.groups) for s in shapes] == [("gpt2", 1, 2), ("gpt2", 2, 2), *llamas]
+    assert {s.theta for s in shapes[2:]} <= {50.0, 10_000.0}
 
 
 def test_targets_agree_with_their_charts_as_recorded(zoo):
@@ -89,8 +106,10 @@ def test_targets_agree_with_their_charts_as_recorded(zoo):
         assert agreement > 0.9 or not truth["learned"]
 
 
-def test_stacks_follow_the_wanted_targets(zoo):
-    wanted = np.array([9, 3, 12, 0])
+@pytest.mark.parametrize("kind", ["zoo", "mixed"])
+def test_stacks_follow_the_wanted_targets(kind, request):
+    zoo = request.getfixturevalue(kind)
+    wanted = np.array([9, 3, 12, 0, *range(17, len(zoo.truths), 9)])
     seen = {}
     for places, stack in zoo.stacks(wanted):
         assert len(places) == len(stack)
@@ -100,7 +119,7 @@ def test_stacks_follow_the_wanted_targets(zoo):
     for place, tensors in seen.items():
         alone = stack_targets([zoo.target(zoo.truths[place]["index"])])
         whole = zoo.stack(zoo.truths[place]["shard"], [zoo.truths[place]["row"]])
-        same = ("depth", "heads", "symbols", "answers", "bos", "ans", "positions")
+        same = ("family", "kv_heads", "theta", "depth", "heads", "symbols", "answers", "bos", "ans", "positions")
         assert all(getattr(alone, name) == getattr(whole, name) for name in same) and torch.equal(alone.relu, whole.relu)
         for name, tensor in alone.tensors.items():
             rows = RECIPE.domain.lengths[1] + 2 if "wpe" in name else len(tensor[0])

@@ -40,9 +40,10 @@ def features(stack: Stack) -> Float[Tensor, "N F"]:
     atoms = fold(stack)
     rows, readouts = atoms["rows"], atoms["readouts"]
     ans = rows[:, len(stack.symbols) + 1] + rows[:, -1]
-    score = torch.einsum("nlhde,nre,nd->nlhr", atoms["qk"], rows, ans) + torch.einsum("nre,nlhe->nlhr", rows, atoms["qk_bias"])
+    form = torch.einsum("nlhfde,nf->nlhde", atoms["qk"], atoms["turn"].mean(-1))  # the average over distances
+    score = torch.einsum("nlhde,nre,nd->nlhr", form, rows, ans) + torch.einsum("nre,nlhe->nlhr", rows, atoms["qk_bias"])
     written = torch.einsum("nrd,nlhde,nae->nlhra", rows, atoms["ov"], readouts)
-    neurons = torch.einsum("nlkd,nad,nlke,nre->nra", atoms["write"], readouts, atoms["read"], rows)
+    neurons = torch.einsum("nlkd,nad,nlke,nre->nra", atoms["write"], readouts, atoms.get("up", atoms["read"]), rows)
     parts = [written.sum((1, 2)), (written * score.softmax(-1)[..., None]).sum((1, 2)), neurons]
     return torch.stack(parts, 1).flatten(1)
 

@@ -181,6 +181,7 @@ def _breakdowns(zoo: Zoo, places: np.ndarray, scores: Scores) -> dict[str, Any]:
         "by_kind_of_test": breakdown(scores, [row["kinds"].split() for row in rows]),
         "by_width": breakdown(scores, [[row["width"]] for row in rows]),
         "by_depth": breakdown(scores, [[row["depth"]] for row in rows]),
+        "by_family": breakdown(scores, [[row["family"]] for row in rows]),
     }
 
 

@@ -92,6 +92,9 @@ def encode(
         what = f"its targets have {domain.symbols} symbols, {domain.answers} answers and inputs of {domain.lengths[0]}-{domain.lengths[1]}"
         hint = f"this oracle reads {settings.symbols}, {settings.answers} and {settings.lengths[0]}-{settings.lengths[1]}"
         raise UserError(what, where=str(zoo.path), hint=hint)
+    if strange := sorted({zoo.truths[i]["family"] for i in wanted} - {*settings.families}):
+        hint = f"this oracle was trained on {' and '.join(settings.families)} alone"
+        raise UserError(f"its targets are of the family {strange[0]}", where=str(zoo.path), hint=hint)
     population = load_population(zoo, ENCODERS[settings.encoding], settings, np.sort(wanted))
     names = model.name_tokens(codec).to(model.device)
     views = draw_views(n_views, settings.symbols, settings.answers)

@@ -132,6 +132,8 @@ class Oracle:
         if not isinstance(target, Target):
             target = load_target(target, symbols, answers, lengths, self.settings.lengths)
         c, d = self.settings, target.domain
+        if target.family not in c.families:
+            raise UserError(f"the target is a {target.family}", hint=f"this oracle was trained on {' and '.join(c.families)} alone")
         if not c.reads(d):
             what = f"has {d.symbols} symbols, {d.answers} answers and lengths {d.lengths[0]}-{d.lengths[1]}"
             reads = f"{c.symbols} symbols, {c.answers} answers and lengths {c.lengths[0]}-{c.lengths[1]}"

@@ -1,6 +1,6 @@
 """Training data: targets in memory, questions drawn on the fly, everything about example i a function of the seed, i and the batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,14 +34,15 @@ class Population:
     def __len__(self) -> int:
         return len(self.facts)
 
-    def take(self, index: np.ndarray | Sequence[int]) -> Batch:
-        """Some targets as one batch, padded to the largest of them."""
+    def take(self, index: np.ndarray | Sequence[int], change: Callable[[Batch], Batch] | None = None) -> Batch:
+        """Some targets as one batch, padded to the largest of them; `change` is applied to those of each shape apart."""
         index = np.asarray(index)
         parts, order = [], []
         for group in np.unique(self.group[index]):
             here = np.flatnonzero(self.group[index] == group)
             rows = torch.from_numpy(self.row[index[here]])
-            parts.append({k: v[rows] for k, v in self.groups[group].items()})
+            part = {k: v[rows] for k, v in self.groups[group].items()}
+            parts.append(change(part) if change else part)
             order.append(here)
         if len(parts) == 1:
             return parts[0]
@@ -201,16 +202,21 @@ class Collator:
     names: Tensor
     pad: int
     noise: float = 0.0  # see `WeightEncoder.noisy`
+    augment: bool = False  # see `WeightEncoder.augmented`
+    hints: bool = True
 
     def __call__(self, examples: list[Example]) -> dict[str, Any]:
-        batch = self.population.take([e.target for e in examples])
+        encoder, generator = self.population.encoder, torch.Generator().manual_seed(examples[0].seed)
+        change = (lambda batch: encoder.augmented(batch, generator)) if self.augment else None
+        batch = self.population.take([e.target for e in examples], change)
         inverse = lambda rows: torch.from_numpy(np.argsort(np.stack(rows), 1))  # noqa: E731
-        batch = self.population.encoder.rename(batch, inverse([e.symbols for e in examples]), inverse([e.answers for e in examples]))
+        batch = encoder.rename(batch, inverse([e.symbols for e in examples]), inverse([e.answers for e in examples]))
         if self.noise:
-            batch = self.population.encoder.noisy(batch, self.noise, torch.Generator().manual_seed(examples[0].seed))
+            batch = encoder.noisy(batch, self.noise, generator)
         size = max(len(e.ids) for e in examples)
         fill = lambda rows, value: torch.tensor([row + [value] * (size - len(row)) for row in rows])  # noqa: E731
-        return {
+        told = {"hints": torch.from_numpy(np.stack([e.hints for e in examples]))} if self.hints else {}
+        return told | {
             "atoms": batch,
             "names": self.names,
             "input_ids": fill([e.ids for e in examples], self.pad),
@@ -218,5 +224,4 @@ class Collator:
             "segment": fill([e.segment for e in examples], -1),
             "place": fill([e.place for e in examples], 0),
             "blind": torch.tensor([e.blind for e in examples]),
-            "hints": torch.from_numpy(np.stack([e.hints for e in examples])),
         }

@@ -19,10 +19,20 @@ from weight_oracle.oracle.tokenizer import SPECIALS, UNKNOWN, Codec
 from weight_oracle.truth.domain import default_names
 from weight_oracle.truth.hints import n_hints
 from weight_oracle.weights.atoms import AtomsEncoder
-from weight_oracle.weights.chunk import ChunkEncoder
+from weight_oracle.weights.chunk import ChunkEncoder, QuantisedEncoder
+from weight_oracle.weights.directions import Svd2Encoder, SvdEncoder
 from weight_oracle.weights.encoder import EncoderConfig, WeightEncoder
+from weight_oracle.weights.learned import LearnedEncoder
+from weight_oracle.weights.resample import Resampler
 
-ENCODERS: dict[str, type[WeightEncoder]] = {"atoms": AtomsEncoder, "chunk": ChunkEncoder}
+ENCODERS: dict[str, type[WeightEncoder]] = {
+    "atoms": AtomsEncoder,
+    "chunk": ChunkEncoder,
+    "quantised": QuantisedEncoder,
+    "svd": SvdEncoder,
+    "svd2": Svd2Encoder,
+    "learned": LearnedEncoder,
+}
 HINTS = 2.0  # weight of the loss of the hints, a mean over mostly sure noes
 PLACEHOLDER = SPECIALS.index(UNKNOWN)  # not the padding, whose embedding may be zero, and so would be what is added to it
 
@@ -64,6 +74,7 @@ class WeightOracle(PreTrainedModel):
         self.backbone = AutoModelForCausalLM.from_config(backbone)
         settings = config.encoder_config
         self.encoder = ENCODERS[settings.encoding](settings, backbone.hidden_size)
+        self.resample = Resampler(backbone.hidden_size, settings.tokens) if settings.resampled else None
         self.hints = nn.Linear(backbone.hidden_size, n_hints(settings.answers))
         self.post_init()
 
@@ -71,7 +82,7 @@ class WeightOracle(PreTrainedModel):
         """Every part has initialised itself."""
 
     def name_tokens(self, codec: Codec) -> Tensor:
-        """The ids of the words that the leading weight tokens stand for: symbols, then answers."""
+        """The ids of the words that the encoder's leading embeddings stand for: symbols, then answers."""
         c = self.config.encoder_config
         if c.encoding != "atoms":
             return torch.zeros(0, dtype=torch.long)
@@ -79,10 +90,11 @@ class WeightOracle(PreTrainedModel):
         return torch.tensor([codec.ids[word] for word in (*names.symbols, *names.answers)])
 
     def weight_tokens(self, batch: dict[str, Tensor], names: Int[Tensor, "K"]) -> Float[Tensor, "B T d"]:
-        """The weight tokens of prepared targets; tokens that stand for a word of the language carry that word's embedding too."""
+        """The weight tokens of prepared targets; embeddings that stand for a word of the language carry that word's embedding too."""
         tokens = self.encoder(batch)
         word = self.backbone.get_input_embeddings()(names)
-        return tokens + F.pad(word, (0, 0, 0, tokens.shape[1] - len(names)))
+        tokens = tokens + F.pad(word, (0, 0, 0, tokens.shape[1] - len(names)))
+        return tokens if self.resample is None else self.resample(tokens)
 
     def forward(
         self,
@@ -115,7 +127,7 @@ class WeightOracle(PreTrainedModel):
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
-            if self.training and hints is not None and len(names):
+            if self.training and hints is not None and len(names) and self.resample is None:
                 told = self.hints(tokens[:, : hints.shape[1]].float())
                 loss = loss + HINTS * F.binary_cross_entropy_with_logits(told, hints.float())
         return ModelOutput(loss=loss, logits=logits)

@@ -22,6 +22,7 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils.logging import disable_progress_bar
 
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.ask import Oracle
@@ -34,6 +35,8 @@ from weight_oracle.zoo.store import Zoo, open_zoo
 # name -> encoder width, channels, rounds; language model width, layers
 SIZES = {"tiny": (64, 24, 1, 96, 2), "small": (96, 32, 1, 128, 2), "base": (192, 48, 2, 256, 4)}
 
+BITS = (8, 4, 2)
+AUGMENTED = ("chunk", "quantised", "learned")  # encodings of the raw tensors themselves
 LEAST_BLOCKS = 3  # for the "residual" injection: attention must follow the output of block 1, or nothing sees the weight tokens
 TEXT = 128  # positions for a question and its answer
 
@@ -47,7 +50,12 @@ class TrainConfig:
     also: tuple[str, ...] = ()  # further zoos, whose targets are mixed in
     size: Literal["tiny", "small", "base"] = "small"
     backbone: str | None = None  # a folder or name of a Hugging Face causal LM instead of a small Llama trained from scratch
-    encoding: Literal["atoms", "chunk"] = "atoms"
+    encoding: Literal["atoms", "chunk", "quantised", "svd", "svd2", "learned"] = "atoms"
+    tokens: int = 0  # weight tokens of a target; 0: as many as the encoding makes of it
+    bits: int = 4  # of a number, if quantised: 8, 4 or 2
+    canonical: bool = False  # raw encodings: of the canonical form of a target
+    augment: bool = False  # raw encodings: a random symmetry of the weights in every example
+    hints: bool = True  # atoms: each symbol's weight token is also trained to tell what the chart says of the symbol
     injection: Literal["prefix", "residual"] = "prefix"
     gain: float = 1.0  # of the "residual" injection
     steps: int = 10_000
@@ -143,8 +151,33 @@ def encoder_config(config: TrainConfig, zoos: Sequence[Zoo]) -> EncoderConfig:
         if (domain.symbols, domain.answers) != (first.symbols, first.answers):
             what = f"has {domain.symbols} symbols and {domain.answers} answers, and the first zoo {first.symbols} and {first.answers}"
             raise UserError(what, where=str(zoo.path), hint="train on zoos with the same numbers of symbols and answers")
+    _check_encoding(config)
     lengths = min(d.lengths[0] for d in domains), max(d.lengths[1] for d in domains)
-    return EncoderConfig(config.encoding, first.symbols, first.answers, lengths, width, channels, rounds)
+    named = first.symbols + first.answers
+    families = tuple(sorted({family for zoo in zoos for family in zoo.recipe.families}))
+    settings = EncoderConfig(config.encoding, first.symbols, first.answers, lengths, width, channels, rounds, families=families)
+    settings = replace(settings, tokens=config.tokens)
+    if config.encoding == "atoms":
+        return replace(settings, latents=config.tokens - named) if config.tokens > named else settings
+    shapes = [zoo.shape(shard) for zoo in zoos for shard in zoo.shards] if config.encoding in ("svd", "svd2") else []
+    side = max((max(shape.width, shape.neurons) + 1 for shape in shapes), default=0)
+    return replace(settings, bits=config.bits, canonical=config.canonical, augment=config.augment, side=side)
+
+
+def _check_encoding(config: TrainConfig) -> None:
+    """Raises `UserError` for what the encodings cannot do."""
+    if config.encoding not in ENCODERS:
+        raise UserError(f"there is no encoding called {config.encoding!r}", hint=f"choose among {', '.join(ENCODERS)}", exit_code=2)
+    if config.tokens < 0:
+        raise UserError(f"--tokens {config.tokens}: a target has at least one weight token", hint="give 1 or more", exit_code=2)
+    if config.bits not in BITS:
+        raise UserError(f"--bits {config.bits}: numbers can have 8, 4 or 2 bits", exit_code=2)
+    if config.encoding == "atoms" and (config.canonical or config.augment):
+        raise UserError("atoms do not change under symmetries: --canonical and --augment are for the others", exit_code=2)
+    if config.augment and config.encoding not in AUGMENTED:
+        raise UserError(f"--augment is for {', '.join(AUGMENTED)}", hint="leave it out", exit_code=2)
+    if config.augment and config.canonical:
+        raise UserError("--canonical and --augment undo each other", hint="give one of them", exit_code=2)
 
 
 def new_oracle(config: TrainConfig, zoos: Sequence[Zoo], codec: Codec) -> WeightOracle:
@@ -164,7 +197,7 @@ def new_oracle(config: TrainConfig, zoos: Sequence[Zoo], codec: Codec) -> Weight
 def _go_on_from(start: str, model: WeightOracle, codec: Codec) -> dict[str, Any]:
     """Gives a new oracle the weights of a trained one; returns how that was made. Raises `UserError` where they are not of one kind."""
     trained = Oracle.from_pretrained(start)
-    kind = lambda c: (c.encoder_config, c.backbone["model_type"], c.injection, c.gain)  # noqa: E731
+    kind = lambda c: (replace(c.encoder_config, families=()), c.backbone["model_type"], c.injection, c.gain)  # noqa: E731
     shapes = lambda m: {k: v.shape for k, v in m.state_dict().items()}  # noqa: E731
     same = kind(trained.model.config) == kind(model.config) and shapes(trained.model) == shapes(model)
     if trained.codec.words != codec.words or not same:
@@ -200,6 +233,7 @@ def train(config: TrainConfig, progress: Callable[[int, int, dict], None] | None
 
     Raises `UserError` for a zoo without learned targets, or a folder that already holds an oracle or a run.
     """
+    disable_progress_bar()  # of writing checkpoints, in the midst of ours
     out = Path(config.out)
     last = get_last_checkpoint(str(out / "run")) if (out / "run").is_dir() else None
     if not config.resume and (last or (out / "oracle.json").exists()):
@@ -247,7 +281,8 @@ def train(config: TrainConfig, progress: Callable[[int, int, dict], None] | None
         train_sampling_strategy="sequential",
         dataloader_num_workers=0,
     )
-    collate = _Collators(Collator(population, names, pad, config.noise), Collator(held, names, pad))
+    learning = Collator(population, names, pad, config.noise, config.augment, config.hints)
+    collate = _Collators(learning, Collator(held, names, pad))
     trainer = _Trainer(model, arguments, train_dataset=data, eval_dataset=check, callbacks=[_Report(out / "log.jsonl", progress)])
     trainer.collators = collate
     trainer.remove_callback(PrinterCallback)

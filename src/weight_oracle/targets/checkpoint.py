@@ -88,13 +88,13 @@ def save_target(
     from safetensors.torch import save
 
     out = Path(out_dir)
-    _, checked, weights = _checked(config, tensors, str(out), str(out))
+    family, checked, weights = _checked(config, tensors, str(out), str(out))
     if checked["tie_word_embeddings"]:
         del weights["lm_head.weight"]
     vocabulary = dict(vocabulary or zoo_vocabulary(names))
     about: dict[str, Any] = {LENGTHS: list(lengths)} if lengths else {}
     tokens = about | {"bos_token_id": vocabulary[BOS], "eos_token_id": None, "pad_token_id": None}
-    tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "model_max_length": checked["n_positions"]}
+    tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "model_max_length": checked[FAMILIES[family].sizes[2]]}
     files = {
         "model.safetensors": save(weights, metadata={"format": "pt"}),
         "tokenizer.json": _json(_word_level(vocabulary)),
@@ -130,12 +130,12 @@ def _checked(
     for key, tensor in tensors.items():
         if family.ignored.fullmatch(key):
             continue
-        full = key if key.startswith(("transformer.", "lm_head.")) else f"transformer.{key}"
+        full = key if key.startswith((family.prefix, "lm_head.")) else f"{family.prefix}{key}"
         if full in given:
             raise UserError(f"{full} is there twice, with and without its prefix", where=tensors_at)
         given[full] = tensor
-    if "lm_head.weight" not in given and config["tie_word_embeddings"] and "transformer.wte.weight" in given:
-        given["lm_head.weight"] = given["transformer.wte.weight"]
+    if "lm_head.weight" not in given and config["tie_word_embeddings"] and family.embedding in given:
+        given["lm_head.weight"] = given[family.embedding]
     hint = "config.json and the tensors disagree: they must come from the same model"
     weights = {}
     for key, shape in family.shapes(config).items():
@@ -150,7 +150,7 @@ def _checked(
         check_finite(key, weights[key], tensors_at)  # a float64 may leave the range of float32
     if given:
         raise UserError(f"{shown(min(given))} is no tensor of a {family.architectures[0]} of this size", where=tensors_at, hint=hint)
-    config["tie_word_embeddings"] &= torch.equal(weights["lm_head.weight"], weights["transformer.wte.weight"])
+    config["tie_word_embeddings"] &= torch.equal(weights["lm_head.weight"], weights[family.embedding])
     return name, config, weights
 
 
@@ -192,7 +192,7 @@ def _name(
         raise fail(f"{min(clash)} cannot be both", "input symbols, answers, <bos> and <ans> must differ")
     if len(read) > MOST_SYMBOLS:
         raise fail(f"{len(read):,} input symbols, more than the limit of {MOST_SYMBOLS}", "name those to read with --symbols a,b,…")
-    longest = config["n_positions"] - 2
+    longest = config[FAMILIES[family].sizes[2]] - 2
     low, high = lengths or (min(4, longest), min(longest, LONGEST))
     if not 1 <= low <= high <= longest:
         raise fail(f"inputs of length {low}-{high} do not fit the target", f"choose lengths from 1 to {longest}")

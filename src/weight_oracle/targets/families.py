@@ -13,12 +13,16 @@ from weight_oracle.targets.safe import shown
 class Family:
     """`check_config(raw, where)` gives the fields that decide what a model computes, with defaults filled in, or raises UserError;
     `shapes(config)` every tensor's shape under its full name, `lm_head.weight` included; tensors named like `ignored` hold no weights.
+    All names but the unembedding's begin with `prefix`; `sizes` are the config's names of layers, heads, positions, width and neurons.
     """
 
     architectures: tuple[str, ...]
     check_config: Callable[[Mapping[str, Any], str], dict[str, Any]]
     shapes: Callable[[Mapping[str, Any]], dict[str, tuple[int, ...]]]
     ignored: re.Pattern
+    prefix: str
+    embedding: str
+    sizes: tuple[str, str, str, str, str]
 
 
 def family_of(config: Mapping[str, Any], where: str) -> str:
@@ -45,7 +49,9 @@ GPT2_MASKS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias")  # caus
 LARGEST_SIZE, MOST_LAYERS = 1 << 24, 1000  # a config alone must not make us build millions of tensor names
 
 
-def _gpt2_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _checks(raw: Mapping[str, Any], where: str) -> tuple[Callable[[str, str], UserError], Callable[..., int]]:
+    """`fail(name, expected)`, the error of a field, and `whole(name, value, most)`, a whole number or that error."""
+
     def fail(name: str, expected: str) -> UserError:
         return UserError(f"{name} is {shown(raw.get(name))}", where=where, hint=f"it must be {expected}")
 
@@ -54,7 +60,12 @@ def _gpt2_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise fail(name, f"a whole number from 1 to {most:,}")
         return value
 
+    return fail, whole
+
+
+def _gpt2_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     raw = {GPT2_ALIASES.get(name, name): value for name, value in raw.items()}
+    fail, whole = _checks(raw, where)
     config: dict[str, Any] = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
     for name, default in GPT2_SIZES.items():
         config[name] = whole(name, raw.get(name, default), MOST_LAYERS if name == "n_layer" else LARGEST_SIZE)
@@ -93,4 +104,78 @@ def _gpt2_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {f"transformer.{name}": shape for name, shape in shapes.items()} | {"lm_head.weight": (config["vocab_size"], d)}
 
 
-FAMILIES = {"gpt2": Family(("GPT2LMHeadModel", "GPT2Model"), _gpt2_config, _gpt2_shapes, GPT2_MASKS)}
+LLAMA_SIZES = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+LLAMA_MORE = {"max_position_embeddings": 2048}
+LLAMA_SWITCHES = {"attention_bias": False, "mlp_bias": False}
+LLAMA_BUFFERS = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")  # stored by old versions of transformers
+
+
+def _llama_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+    fail, whole = _checks(raw, where)
+    config: dict[str, Any] = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    for name, default in (LLAMA_SIZES | LLAMA_MORE).items():
+        config[name] = whole(name, raw.get(name, default), MOST_LAYERS if name == "num_hidden_layers" else LARGEST_SIZE)
+    if config["max_position_embeddings"] < 3:
+        raise fail("max_position_embeddings", "at least 3: room for <bos>, one symbol and <ans>")
+    heads, width = config["num_attention_heads"], config["hidden_size"]
+    groups = raw.get("num_key_value_heads")
+    config["num_key_value_heads"] = heads if groups is None else whole("num_key_value_heads", groups)
+    if heads % config["num_key_value_heads"]:
+        raise fail("num_key_value_heads", f"a divisor of num_attention_heads, {heads}")
+    size = raw.get("head_dim")
+    if size is None and width % heads:
+        raise fail("hidden_size", f"a multiple of num_attention_heads, {heads}, where there is no head_dim")
+    config["head_dim"] = width // heads if size is None else whole("head_dim", size)
+    if config["head_dim"] % 2:
+        raise fail("head_dim", "even: RoPE turns pairs of dimensions")
+    config["rms_norm_eps"] = raw.get("rms_norm_eps", 1e-6)
+    if type(config["rms_norm_eps"]) not in (int, float) or not 0 <= config["rms_norm_eps"] <= 1:
+        raise fail("rms_norm_eps", "a number from 0 to 1")
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": _rope_theta(raw, where)}
+    config["hidden_act"] = raw.get("hidden_act", "silu")
+    if config["hidden_act"] != "silu":
+        raise fail("hidden_act", "silu; this variant of Llama is not supported")
+    for name, needed in LLAMA_SWITCHES.items():
+        config[name] = raw.get(name, needed)
+        if config[name] is not needed:
+            raise fail(name, f"{str(needed).lower()}; this variant of Llama is not supported")
+    config["tie_word_embeddings"] = raw.get("tie_word_embeddings", False)
+    if not isinstance(config["tie_word_embeddings"], bool):
+        raise fail("tie_word_embeddings", "true or false")
+    return config
+
+
+def _rope_theta(raw: Mapping[str, Any], where: str) -> float:
+    """From `rope_parameters`, or from `rope_theta` and `rope_scaling` as versions of transformers before 5 wrote them."""
+    hint = "it must be a plain RoPE, of rope_type default with a rope_theta from 1 to 1e9; scaled ones are not supported"
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type", "default")) != "default":
+        raise UserError(f"the rotary embedding is {shown(rope)}", where=where, hint=hint)
+    theta = rope.get("rope_theta", raw.get("rope_theta", 10_000.0))
+    if type(theta) not in (int, float) or not 1 <= theta <= 1e9 or rope.get("partial_rotary_factor", 1) != 1:
+        raise UserError(f"the rotary embedding is {shown(rope or theta)}", where=where, hint=hint)
+    return float(theta)
+
+
+def _llama_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    d, inner, size = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    q, kv = config["num_attention_heads"] * size, config["num_key_value_heads"] * size
+    matrices = {"self_attn.q_proj": (q, d), "self_attn.k_proj": (kv, d), "self_attn.v_proj": (kv, d), "self_attn.o_proj": (d, q)}
+    matrices |= {"mlp.gate_proj": (inner, d), "mlp.up_proj": (inner, d), "mlp.down_proj": (d, inner)}
+    matrices |= {"input_layernorm": (d,), "post_attention_layernorm": (d,)}
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], d), "model.norm.weight": (d,)}
+    for layer in range(config["num_hidden_layers"]):
+        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in matrices.items()}
+    return shapes | {"lm_head.weight": (config["vocab_size"], d)}
+
+
+FAMILIES = {
+    "gpt2": Family(
+        ("GPT2LMHeadModel", "GPT2Model"), _gpt2_config, _gpt2_shapes, GPT2_MASKS, "transformer.", "transformer.wte.weight",
+        ("n_layer", "n_head", "n_positions", "n_embd", "n_inner"),
+    ),
+    "llama": Family(
+        ("LlamaForCausalLM", "LlamaModel"), _llama_config, _llama_shapes, LLAMA_BUFFERS, "model.", "model.embed_tokens.weight",
+        ("num_hidden_layers", "num_attention_heads", "max_position_embeddings", "hidden_size", "intermediate_size"),
+    ),
+}  # fmt: skip

@@ -13,28 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from weight_oracle.targets.shape import Shape
+
 Params = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What must be equal within one stack. Vocabulary order: symbols, answers, `<bos>`, `<ans>`."""
-
-    width: int
-    depth: int
-    heads: int
-    symbols: int
-    answers: int
-    positions: int
-    inner: int = 0  # 0: four times the width, GPT-2's default
-
-    @property
-    def vocabulary(self) -> int:
-        return self.symbols + self.answers + 2
-
-    @property
-    def neurons(self) -> int:
-        return self.inner or 4 * self.width
 
 
 def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:

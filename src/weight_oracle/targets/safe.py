@@ -21,8 +21,8 @@ MAX_HEADER = 4 << 20
 MAX_TENSORS = 20_000
 MAX_RANK = 8
 NAME = re.compile(r"[A-Za-z0-9_.\-]{1,256}")
-# Bytes per number. The last two only ever hold the attention masks that old GPT-2 checkpoints carry along.
-DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "BOOL": 1, "U8": 1}
+# Bytes per number. The last three only ever hold what is no weight: the masks and positions of old checkpoints, BatchNorm's counters.
+DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "BOOL": 1, "U8": 1, "I64": 8}
 CONVERT = "convert it with transformers: model.save_pretrained(path, safe_serialization=True)"
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from weight_oracle.errors import UserError
+from weight_oracle.targets.families import FAMILIES
 from weight_oracle.targets.target import Target
 
 
@@ -24,28 +25,42 @@ class Stack:
     bos: int
     ans: int
     lengths: tuple[int, int]
+    family: str = "gpt2"
+    kv_heads: int = 0  # Llama's heads of keys and values
+    theta: float = 10_000.0  # its rope_theta
 
     def __len__(self) -> int:
         return len(self.relu)
 
     @property
+    def embedding(self) -> Float[Tensor, "N V d"]:
+        return self.tensors[FAMILIES[self.family].embedding]
+
+    @property
     def width(self) -> int:
-        return self.tensors["transformer.wte.weight"].shape[-1]
+        return self.embedding.shape[-1]
 
     @property
     def positions(self) -> int:
-        """Rows of the position table that inputs of the domain reach."""
+        """Positions that inputs of the domain reach."""
         return self.lengths[1] + 2
 
 
 def stack_targets(targets: Sequence[Target]) -> Stack:
     """Targets of one shape as a stack. Raises `UserError` if their shapes or vocabularies differ."""
     first = targets[0]
-    same = lambda t: (t.config["n_layer"], t.config["n_head"], t.symbol_ids, t.answer_ids, t.bos_id, t.ans_id, t.domain.lengths)  # noqa: E731
+    same = lambda t: (t.family, t.sizes[:2], *_rotary(t), t.symbol_ids, t.answer_ids, t.bos_id, t.ans_id, t.domain.lengths)  # noqa: E731
     for target in targets:
         if same(target) != same(first) or {k: v.shape for k, v in target.tensors.items()} != {k: v.shape for k, v in first.tensors.items()}:
             raise UserError("targets of different shapes cannot share a stack", hint="read them one at a time")
     tensors = {k: torch.stack([t.tensors[k] for t in targets]) for k in first.tensors}
-    relu = torch.tensor([t.config["activation_function"] == "relu" for t in targets])
-    depth, heads = first.config["n_layer"], first.config["n_head"]
-    return Stack(tensors, depth, heads, relu, first.symbol_ids, first.answer_ids, first.bos_id, first.ans_id, first.domain.lengths)
+    relu = torch.tensor([t.config.get("activation_function") == "relu" for t in targets])
+    vocabulary = first.symbol_ids, first.answer_ids, first.bos_id, first.ans_id
+    return Stack(tensors, *first.sizes[:2], relu, *vocabulary, first.domain.lengths, first.family, *_rotary(first))
+
+
+def _rotary(target: Target) -> tuple[int, float]:
+    """Heads of keys and values, and rope_theta."""
+    if target.family == "gpt2":
+        return 0, 10_000.0
+    return target.config["num_key_value_heads"], target.config["rope_parameters"]["rope_theta"]

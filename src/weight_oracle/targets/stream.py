@@ -22,6 +22,7 @@ NUMBERED = re.compile(r"(.+-)\d{5}(-of-\d{5}\.safetensors)")  # how transformers
 MOST_SHARDS = 1000
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool, "U8": torch.uint8,
+    "I64": torch.int64,
 }  # fmt: skip
 
 

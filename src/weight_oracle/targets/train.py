@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int8
 from torch import Tensor
 
-from weight_oracle.targets.gpt2 import Dropout, Shape, forward, tensor_shapes
+from weight_oracle.targets.gpt2 import Dropout
+from weight_oracle.targets.shape import EMBEDDING, Shape
+from weight_oracle.targets.stacked import forward, tensor_shapes
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Hyper:
     """One target's own settings; what a stack shares is in `Schedule`."""
 
     init: str  # "gpt2": std 0.02, residual projections / sqrt(2 layers); "wide": the same at 0.1; "fan_in": matrices 1/sqrt(inputs)
-    activation: str  # "gelu_new" or "relu"
+    activation: str  # "gelu_new" or "relu"; Llama's is "silu"
     tied: bool
     lr: float
     weight_decay: float
@@ -45,23 +47,24 @@ def initialise(shape: Shape, hyper: Hyper, rng: np.random.Generator) -> dict[str
     std = {"gpt2": 0.02, "wide": 0.1, "fan_in": 0.1}[hyper.init]
     tensors = {}
     for name, size in tensor_shapes(shape).items():
-        if ".ln_" in name:
-            tensors[name] = np.full(size, float(name.endswith("weight")), np.float32)
-        elif name.endswith("bias"):
+        if name.endswith("bias"):
             tensors[name] = np.zeros(size, np.float32)
+        elif len(size) == 1:
+            tensors[name] = np.ones(size, np.float32)
         else:
-            scale = size[0] ** -0.5 if hyper.init == "fan_in" and ".h." in name else std
-            if name.endswith("c_proj.weight"):
+            inputs = size[0] if shape.family == "gpt2" else size[1]
+            scale = inputs**-0.5 if hyper.init == "fan_in" and (".h." in name or ".layers." in name) else std
+            if name.endswith(("c_proj.weight", "o_proj.weight", "down_proj.weight")):
                 scale /= (2 * shape.depth) ** 0.5
             tensors[name] = rng.standard_normal(size, np.float32) * np.float32(scale)
     if hyper.tied:
-        tensors["lm_head.weight"] = tensors["transformer.wte.weight"].copy()
+        tensors["lm_head.weight"] = tensors[EMBEDDING[shape.family]].copy()
     return tensors
 
 
 def _loss(params: dict[str, Tensor], shape: Shape, relu: Tensor, tied: Tensor, inputs: list[Tensor], labels: Tensor, masks: list) -> Tensor:
     """Sum over models of each model's mean cross-entropy over the whole vocabulary: models share no parameter, so gradients stay apart."""
-    head = torch.where(tied[:, None, None], params["transformer.wte.weight"], params["lm_head.weight"])
+    head = torch.where(tied[:, None, None], params[EMBEDDING[shape.family]], params["lm_head.weight"])
     logits = forward(params | {"lm_head.weight": head}, shape, relu, inputs, masks)
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / labels.shape[1]
 
@@ -151,7 +154,7 @@ def train(
             count = torch.tensor(float(step + 1), dtype=dtype, device=device)
             update([v.detach() for v in leaves.values()], list(grads), means, squares, lr * schedule.rate(step), decay, beta2, count)
     done = {k: v.detach() for k, v in leaves.items()}
-    done["lm_head.weight"] = torch.where(tied[:, None, None], done["transformer.wte.weight"], done["lm_head.weight"])
+    done["lm_head.weight"] = torch.where(tied[:, None, None], done[EMBEDDING[shape.family]], done["lm_head.weight"])
     return done
 
 

@@ -16,16 +16,17 @@ from weight_oracle.weights.layouts import Layout, Source, Weights, open_source
 from weight_oracle.weights.mapped import times
 
 WAVES = (4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)  # tokens; a learned position is described by its phases in these
-PLACES = 1 + 2 * len(WAVES)
+PLACES = 2 * len(WAVES)
 
 
 @dataclass(frozen=True)
 class Anchored:
     """The source and what it shares with every other target: directions in its residual stream, one for each column.
 
-    embed, unembed: the vocabulary bridges (unembed with the final norm folded in); mean: of the embedding rows, over their size;
-    position: learned positions against phases, zero under RoPE; logit_bias: what the final norm's bias says, in the oracle's space.
-    size: root mean square of the embedding rows' norms, the unit of the residual stream. by_name: whether tokens were matched by their
+    embed, unembed: the vocabulary bridges (unembed with the final norm folded in); mean: of the embedding rows, and of the learned
+    positions, over the size; position: learned positions, less their mean, against phases, zero under RoPE; logit_bias: what the final
+    norm's bias says, in the oracle's space. size: root mean square distance of the embedding rows from their mean, the unit of the residual
+    stream. So a vector that is moved from all positions to all tokens leaves no trace. by_name: whether tokens were matched by their
     strings; by their ids otherwise.
     """
 
@@ -80,17 +81,22 @@ def anchor(
     scale = unembed.norm(dim=0).mean().clamp(min=1e-30)
     logit_bias = (out.matrix * out.scale).T @ bias / scale if bias is not None else torch.zeros(table.width, dtype=dtype)
     size = into.size.clamp(min=1e-30)
-    position = _positions(source, dtype) / size
-    return Anchored(source, into.matrix, unembed / scale, into.mean / size, position, logit_bias, size, into.matched, strings is not None)
+    position, common = _positions(source, dtype)
+    mean, position = (into.mean + common) / size, position / size
+    return Anchored(source, into.matrix, unembed / scale, mean, position, logit_bias, size, into.matched, strings is not None)
 
 
-def _positions(source: Source, dtype: torch.dtype) -> Float[Tensor, "d p"]:
+def _positions(source: Source, dtype: torch.dtype) -> tuple[Float[Tensor, "d p"], Float[Tensor, "d"]]:
+    """(learned positions, less their mean, against the phases; their mean), both zero under RoPE."""
     name = source.layout.positions
     if name is None:
-        return torch.zeros(source.sizes.width, PLACES, dtype=dtype)
+        return torch.zeros(source.sizes.width, PLACES, dtype=dtype), torch.zeros(source.sizes.width, dtype=dtype)
     rows = source.weights.tensor(f"{name}.weight")
     check_finite(f"{name}.weight", rows, source.where)
     phase = torch.arange(len(rows), dtype=torch.float64)[:, None] * 2 * math.pi / torch.tensor(WAVES, dtype=torch.float64)
-    phases = torch.cat([torch.ones(len(rows), 1, dtype=torch.float64), phase.cos(), phase.sin()], 1).to(dtype)
-    found = times(rows, phases, transpose=True) / len(rows)
-    return found - found.mean(0) if source.layout.layer_norm else found
+    phases = torch.cat([phase.cos(), phase.sin()], 1)
+    # Centred on this side, as the bridge is: the mean of the positions falls out.
+    columns = torch.cat([phases - phases.mean(0), torch.ones(len(rows), 1, dtype=torch.float64)], 1)
+    found = times(rows, columns.to(dtype), transpose=True) / len(rows)
+    found = found - found.mean(0) if source.layout.layer_norm else found
+    return found[:, :-1], found[:, -1]

@@ -17,12 +17,20 @@ from weight_oracle.weights.encoder import Batch, EncoderConfig, WeightEncoder
 from weight_oracle.weights.expected import attention_table, expected
 from weight_oracle.weights.fold import concatenate, fold, lengths_of, pad_to
 
-_PER_LAYER = ("qk", "qk_bias", "ov", "attn_bias", "read", "read_bias", "write", "mlp_bias", "has_head", "has_neuron")
+_PER_LAYER = ("qk", "qk_bias", "ov", "attn_bias", "read", "read_bias", "up", "write", "mlp_bias", "has_head", "has_neuron")
 RELATIONS = 16  # numbers about two symbols that meet in a target's neurons
 
 
-def _mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, outputs))
+class _Mlp(nn.Sequential):
+    """One hidden layer, which may be given `more` than its inputs."""
+
+    def forward(self, x: Tensor, more: Tensor | float = 0.0) -> Tensor:
+        first, act, out = self
+        return out(act(first(x) + more))
+
+
+def _mlp(inputs: int, width: int, outputs: int) -> _Mlp:
+    return _Mlp(nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, outputs))
 
 
 class _Pairs(nn.Module):
@@ -33,8 +41,8 @@ class _Pairs(nn.Module):
         self.pair, self.atom = nn.Linear(pair, width), nn.Linear(atom, width, bias=False)
         self.out = nn.Linear(width, outputs)
 
-    def forward(self, pair: Tensor, atom: Tensor) -> Tensor:
-        return self.out(nn.functional.gelu(self.pair(pair) + self.atom(atom)[..., None, :]))
+    def forward(self, pair: Tensor, atom: Tensor, more: Tensor | float = 0.0) -> Tensor:
+        return self.out(nn.functional.gelu(self.pair(pair) + self.atom(atom)[..., None, :] + more))
 
 
 def _unit(x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -55,12 +63,13 @@ class _Block(nn.Module):
     is one neuron with one symbol (ahead) or one answer (behind); two symbols are related by the pairs that they have with the same neurons.
     """
 
-    def __init__(self, width: int, k: int, lengths: int, places: int):
+    def __init__(self, width: int, k: int, lengths: int, places: int, positions: int):
         super().__init__()
         self.width, self.k = width, k
         c = width // 2
         self.edge = _mlp(width + 4 * k + lengths * places + 1, width, width)
         self.edge_message, self.edge_gate = nn.Linear(width, 2 * k), nn.Linear(width, 2 * k)
+        self.distance = nn.Parameter(torch.full((2, k, positions), 1 / positions))  # at which each channel meets a head's forms
         self.bias_message = nn.Parameter(torch.randn(2, k) * 0.1)
         self.pair = _Pairs(k + (lengths + 1) * places, width + k + 4 + lengths, c, c)
         self.pair_message = nn.Linear(c, k)
@@ -71,15 +80,22 @@ class _Block(nn.Module):
         self.pair_back_message = nn.Linear(c, k)
         self.neuron_back = _mlp(width + k + c, width, width)
         self.neuron_back_message = nn.Linear(width, k)
+        # of gated neurons: what their second reader sees, and what is sent back to it
+        self.pair_up = nn.Linear(k + (lengths + 1) * places, c, bias=False)
+        self.neuron_up = nn.Linear(k + lengths + 1, width, bias=False)
+        self.neuron_back_up, self.pair_back_up = nn.Linear(width, k), nn.Linear(c, k)
         self.edge_back = _mlp(width + k, width, width)
         self.edge_back_gate = nn.Linear(width, 2 * k)
 
     def ahead(self, piece: Batch, row: Tensor, S: int, shared: Tensor, own: Tensor, edge: Tensor | None, cell: Tensor | None):
         """Heads, then neurons, read the stream, `shared` [B, d, k] and `own` [B, S, d, k], and write their messages to it."""
         rows, qk, here = piece["rows"][:, None], piece["qk"], piece["has_head"][..., None, None]
-        key, query = rows @ qk.transpose(2, 3), rows @ qk  # [B, H, R, d]: what a query must hold to look at this row, and the reverse
-        around = torch.cat([key @ shared[:, None], query @ shared[:, None]], -1)
-        mine = torch.cat([(x[:, :, :S, None] @ own[:, None])[..., 0, :] for x in (key, query)], -1)
+        # [B, H, R, F d]: what a query must hold to look at this row, and the reverse; each channel sees its own mixture of distances
+        sides = [(rows[:, :, None] @ x).transpose(2, 3).flatten(3) for x in (qk.transpose(3, 4), qk)]
+        share = [(piece["turn"] @ x.T)[:, :, None] for x in self.distance]  # [B, F, 1, k]
+        around = torch.cat([x @ (shared[:, None] * w).flatten(1, 2)[:, None] for x, w in zip(sides, share, strict=True)], -1)
+        each = [(own[:, :, None] * w[:, None]).flatten(2, 3)[:, None] for w in share]  # [B, 1, S, F d, k]
+        mine = torch.cat([(x[:, :, :S, None] @ w)[..., 0, :] for x, w in zip(sides, each, strict=True)], -1)
         mine = nn.functional.pad(_unit(mine, piece["has_head"]), (0, 0, 0, rows.shape[2] - S))
         around = torch.cat([_unit(around, piece["has_head"]), mine], -1)
         bias = (rows @ piece["qk_bias"][..., None]).clamp(-30, 30) / 4
@@ -103,8 +119,9 @@ class _Block(nn.Module):
         size = torch.stack([piece["read"].norm(dim=-1), piece["read_bias"], piece["write"].norm(dim=-1), relu], -1)
         before = seen.new_zeros(*present.shape, self.width) if cell is None else cell
         atom = torch.cat([before, seen, size, piece["drive"]], -1)
-        pair = self.pair(torch.cat([alone, piece["effect"], piece["at_symbol"]], -1), atom) * present[..., None, None]
-        found = self.neuron(torch.cat([atom, pair.mean(2)], -1)) * present[..., None]
+        by_pair, by_atom = self._gated(piece, shared, own) if "up" in piece else (0.0, 0.0)
+        pair = self.pair(torch.cat([alone, piece["effect"], piece["at_symbol"]], -1), atom, by_pair) * present[..., None, None]
+        found = self.neuron(torch.cat([atom, pair.mean(2)], -1), by_atom) * present[..., None]
         cell = found if cell is None else cell + found
         write = piece["write"].transpose(1, 2)
         shared = shared + write @ (self.neuron_message(cell) * present[..., None])
@@ -113,6 +130,14 @@ class _Block(nn.Module):
         left, right = (side(pair).flatten(2).unflatten(2, (S, RELATIONS)) for side in (self.left, self.right))
         relation = torch.einsum("bnsc,bntc->bstc", left * present[..., None, None], right)
         return shared + piece["mlp_bias"][..., None] * self.bias_message[1], own, now, cell, relation
+
+    def _gated(self, piece: Batch, shared: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """What gated neurons read a second time, for pairs and for neurons; zero for the others, whose second reader is zero."""
+        present, up, S = piece["has_neuron"], piece["up"], own.shape[1]
+        alone = _unit((up @ own.transpose(1, 2).flatten(2)).unflatten(-1, (S, self.k)), present)
+        gated = piece["gated"][:, None, None].expand(*present.shape, 1)
+        pair = torch.cat([alone, piece["up_effect"], piece["up_at_symbol"]], -1)
+        return self.pair_up(pair), self.neuron_up(torch.cat([_unit(up @ shared, present), piece["up_drive"], gated], -1))
 
     def behind(self, piece: Batch, A: int, shared: Tensor, own: Tensor, edge: Tensor, cell: Tensor):
         """The same in reverse, `shared` [B, d, k], `own` [B, A, d, k]: what is written here is seen by what reads later."""
@@ -126,6 +151,10 @@ class _Block(nn.Module):
         shared = shared + read @ (self.neuron_back_message(cell) * present[..., None])
         to_own = self.pair_back_message(pair) * present[..., None, None]
         own = own + (read @ to_own.flatten(2)).unflatten(-1, (A, self.k)).transpose(1, 2)
+        if "up" in piece:
+            up = piece["up"].transpose(1, 2)
+            shared = shared + up @ (self.neuron_back_up(cell) * present[..., None])
+            own = own + (up @ (self.pair_back_up(pair) * present[..., None, None]).flatten(2)).unflatten(-1, (A, self.k)).transpose(1, 2)
         value = piece["ov"] @ shared[:, None]  # [B, H, d, k]
         moved = _unit(rows @ value, piece["has_head"])
         edge = edge + self.edge_back(torch.cat([edge, moved], -1)) * here
@@ -138,7 +167,7 @@ class _Block(nn.Module):
 class AtomsEncoder(WeightEncoder):
     """Weight tokens `[B, S + A + latents, d_lm]`: one for each symbol's row, one for each answer's readout, and some latents."""
 
-    NOT_WEIGHTS = frozenset({"relu", "width", "has_head", "has_neuron", "has_length"})
+    NOT_WEIGHTS = frozenset({"relu", "gated", "turn", "width", "has_head", "has_neuron", "has_length"})
 
     def __init__(self, config: EncoderConfig, d_lm: int):
         super().__init__()
@@ -155,7 +184,7 @@ class AtomsEncoder(WeightEncoder):
         self.meeting = nn.ModuleList(_Pairs(k + w + n_lengths * config.lengths[1], w + k + 1 + n_lengths, w, w) for _ in rounds)
         self.answer_in = nn.ModuleList(_mlp(2 * w + k + 1 + n_lengths, w, w) for _ in rounds)
         self.answer_message = nn.ModuleList(nn.Linear(w, 2 * k) for _ in rounds)
-        self.block = nn.ModuleList(_Block(w, k, n_lengths, config.lengths[1]) for _ in rounds)
+        self.block = nn.ModuleList(_Block(w, k, n_lengths, config.lengths[1], config.positions) for _ in rounds)
         self.meeting_back = nn.ModuleList(_Pairs(w + k, w, w, w) for _ in rounds)
         self.relate = nn.ModuleList(_Pairs(RELATIONS + 1 + w, w, w, w) for _ in rounds)
         self.row_back = nn.ModuleList(_mlp(4 * w + k, w, w) for _ in rounds)
@@ -168,7 +197,7 @@ class AtomsEncoder(WeightEncoder):
 
     @staticmethod
     def prepare(stack: Stack, config: EncoderConfig) -> Batch:
-        atoms = fold(stack)
+        atoms = fold(stack, config.positions)
         rows = (config.symbols + 2 + config.positions, stack.width)  # inputs of the domain may be shorter than the oracle's
         return atoms | {"rows": pad_to(atoms["rows"], rows), "has_length": lengths_of(stack, config.lengths)}
 
@@ -190,7 +219,7 @@ class AtomsEncoder(WeightEncoder):
         special = rows[:, S:]
         row = self.row_name + self.row_in(rows @ special.transpose(1, 2) / (special.square().sum(-1).mean(1)[:, None, None] + 1e-12))
         answer = self.answer_name + self.lengths_in(asked)[:, None]
-        whole = {name: batch[name] for name in ("rows", "relu")}
+        whole = {name: batch[name] for name in ("rows", "relu", "gated", "turn")}
         pieces = [whole | {name: x[:, i] for name, x in batch.items() if name in _PER_LAYER} for i in range(layers)]
         blocks, logits = expected(batch, c.lengths, S)
         by_place = asked.repeat_interleave(c.lengths[1], -1)[:, None, None]
@@ -200,6 +229,11 @@ class AtomsEncoder(WeightEncoder):
             piece["drive"] = at.drive.clamp(-12, 12) / 4 * asked[:, None]
             piece["effect"] = at.effect.clamp(-12, 12) / 2 * by_place
             piece["at_symbol"] = at.at_symbol.clamp(-12, 12) / 4
+            if at.up is not None:
+                drive, effect, at_symbol = at.up
+                piece["up_drive"] = drive.clamp(-12, 12) / 4 * asked[:, None]
+                piece["up_effect"] = effect.clamp(-12, 12) / 2 * by_place
+                piece["up_at_symbol"] = at_symbol.clamp(-12, 12) / 4
             piece["direct"] = (at.direct / scale[..., None, None]).clamp(-10, 10) * by_place
         logit = torch.cat([batch["logit_bias"][..., None], logits - logits.mean(1, keepdim=True)], -1)
         logit = (logit / scale[..., None]).clamp(-10, 10) * nn.functional.pad(asked, (1, 0), value=1.0)[:, None]

@@ -42,7 +42,7 @@ class TokenTable:
 @dataclass(frozen=True)
 class Bridge:
     """`matrix` M at the scale at which its columns have a mean norm of 1, and what was divided by to get there; `mean` of the rows and
-    `size`, the root of the mean of their squared norms, both over the `matched` tokens."""
+    `size`, the root of their mean squared distance from it, both over the `matched` tokens."""
 
     matrix: Float[Tensor, "d o"]
     scale: Float[Tensor, ""]
@@ -107,4 +107,5 @@ def bridge(
         square += torch.dot(part.flatten(), part.flatten())
     matrix = total.T / count
     scale = matrix.norm(dim=0).mean().clamp(min=1e-30)
-    return Bridge(matrix / scale, scale, mean / count, (square / count).sqrt(), count)
+    mean = mean / count
+    return Bridge(matrix / scale, scale, mean, (square / count - mean.square().sum()).clamp(min=0).sqrt(), count)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from weight_oracle.errors import UserError
 from weight_oracle.targets.stack import Stack
 from weight_oracle.truth.domain import Domain
 
@@ -18,7 +19,7 @@ Batch = dict[str, Tensor]
 class EncoderConfig:
     """What an oracle can read and how; saved with it."""
 
-    encoding: str = "atoms"  # or "chunk"
+    encoding: str = "atoms"  # a name in `oracle.model.ENCODERS`
     symbols: int = 8  # slots
     answers: int = 4
     lengths: tuple[int, int] = (6, 6)
@@ -27,6 +28,17 @@ class EncoderConfig:
     rounds: int = 2  # forward and backward passes over the target
     blocks: int = 2  # of the transformer over the atoms
     latents: int = 4  # weight tokens beside those of symbols and answers
+    families: tuple[str, ...] = ("gpt2",)  # that it was trained on
+    tokens: int = 0  # weight tokens of a target; 0: as many as the encoding makes of it
+    bits: int = 4  # of a number, if quantised
+    canonical: bool = False  # raw numbers of the canonical form, see `normal_form`
+    augment: bool = False  # trained with random symmetries, and so reads targets with folded norms
+    side: int = 0  # numbers of the longest vector, for the encodings made of vectors
+
+    @property
+    def resampled(self) -> bool:
+        """Whether a resampler is needed to come to so many tokens; atoms have as many latents as are wanted, beside the named tokens."""
+        return self.tokens > 0 and not (self.encoding == "atoms" and self.tokens == self.symbols + self.answers + self.latents)
 
     def reads(self, domain: Domain) -> bool:
         """Whether it reads targets on this domain: as many symbols and answers, and no other lengths."""
@@ -71,6 +83,11 @@ class WeightEncoder(nn.Module, ABC):
             return x + size * torch.randn(x.shape, generator=generator) * (x != 0)  # padding stays zero
 
         return {name: x if name in cls.NOT_WEIGHTS else shaken(x) for name, x in batch.items()}
+
+    @classmethod
+    def augmented(cls, batch: Batch, generator: torch.Generator) -> Batch:
+        """Prepared targets of one shape, each changed by a random symmetry that leaves its function as it was."""
+        raise UserError("this encoding has no augmentation", hint="leave out --augment")
 
     @abstractmethod
     def forward(self, batch: Batch) -> Float[Tensor, "B T d_lm"]: ...

@@ -23,7 +23,7 @@ class Expected:
     symbols: the share of each head's attention that a symbol gets if it sits at a place (the others hold the average); bos, ans, places:
     the shares of `<bos>`, of `<ans>`, and of each place. drive: the pre-activation of each neuron. effect: how much a symbol at a place
     adds to it, beyond the average symbol, through this block's heads. direct: the same for the logits. at_symbol: the pre-activation at
-    the symbol itself.
+    the symbol itself. up: drive, effect and at_symbol of what multiplies the neurons' activations, in stacks with gated targets.
     """
 
     symbols: Float[Tensor, "B H S Kn"]
@@ -34,6 +34,7 @@ class Expected:
     effect: Float[Tensor, "B neurons S Kn"]
     direct: Float[Tensor, "B A S Kn"]
     at_symbol: Float[Tensor, "B neurons S n"]
+    up: tuple[Tensor, Tensor, Tensor] | None
 
 
 def _norm(x: Tensor, width: Tensor) -> Tensor:
@@ -45,8 +46,8 @@ def _scale(x: Tensor, width: Tensor) -> Tensor:
     return (width.view(-1, *(1,) * (x.ndim - 1)) / x.square().sum(-1, keepdim=True).clamp(min=1e-12)).sqrt()
 
 
-def _prior(S: int, lengths: tuple[int, int], device: torch.device) -> Tensor:
-    """Log-weights [U, U] of keys for queries: every (symbol, place), then `<bos>`, then `<ans>` for each length."""
+def _prior(S: int, lengths: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Log-weights [U, U] of keys for queries: every (symbol, place), then `<bos>`, then `<ans>` for each length; and their distances."""
     low, n = lengths
     place = torch.cat([torch.arange(1, n + 1, device=device).repeat(S), torch.tensor([0], device=device)])
     place = torch.cat([place, torch.arange(low + 1, n + 2, device=device)])
@@ -55,7 +56,7 @@ def _prior(S: int, lengths: tuple[int, int], device: torch.device) -> Tensor:
     log = torch.full((len(place), len(place)), float("-inf"), device=device)
     log[(place[:, None] > place) & inside] = -float(torch.tensor(S).log())
     log[:, S * n] = 0.0
-    return log.fill_diagonal_(0.0)
+    return log.fill_diagonal_(0.0), (place[:, None] - place).clamp(min=0)
 
 
 def _read(added: Tensor, reader: Tensor) -> Tensor:
@@ -79,17 +80,24 @@ def _expected(batch: Batch, lengths: tuple[int, int], S: int) -> tuple[list[Expe
     grid = (rows[:, :S, None] + special[:, None, 3 : 3 + n]).flatten(1, 2)
     ends = [special[:, :1] + special[:, 2:3], special[:, 1:2] + special[:, 3 + low : 4 + n]]
     x = torch.cat([grid, *ends], 1)  # [B, U, d]
-    prior = _prior(S, lengths, rows.device)
+    prior, distance = _prior(S, lengths, rows.device)
+    turn = batch["turn"][..., distance]  # [B, F, U, U]
     found = []
     for i in range(batch["qk"].shape[1]):
         here = _norm(x, width)
-        score = (here[:, None] @ batch["qk"][:, i] + batch["qk_bias"][:, i, :, None]) @ here.transpose(1, 2)[:, None]  # [B, H, U, U]
+        forms, keys = here[:, None, None] @ batch["qk"][:, i], here.transpose(1, 2)[:, None]
+        score = (forms @ keys[:, None] * turn[:, None]).sum(2) + batch["qk_bias"][:, i, :, None] @ keys  # [B, H, U, U]
         weight = (score + prior).softmax(-1)
         value = here[:, None] @ batch["ov"][:, i]  # [B, H, U, d]
         x = x + (weight @ value).sum(1) + batch["attn_bias"][:, i, None]
         asking = _scale(x[:, -K:], width)  # [B, K, 1]
-        read = _norm(x, width) @ batch["read"][:, i].transpose(1, 2) + batch["read_bias"][:, i, None]  # [B, U, neurons]
+        here = _norm(x, width)
+        read = here @ batch["read"][:, i].transpose(1, 2) + batch["read_bias"][:, i, None]  # [B, U, neurons]
         act = torch.where(batch["relu"][:, None, None] > 0, F.relu(read), F.gelu(read, approximate="tanh"))
+        factor = torch.zeros(())
+        if "up" in batch:
+            factor = here @ batch["up"][:, i].transpose(1, 2)
+            act = torch.where(batch["gated"][:, None, None] > 0, F.silu(read) * factor, act)
         x = x + act @ batch["write"][:, i] + batch["mlp_bias"][:, i, None]
 
         given = weight[:, :, -K:]  # at <ans>
@@ -101,10 +109,11 @@ def _expected(batch: Batch, lengths: tuple[int, int], S: int) -> tuple[list[Expe
         # what a symbol at a place adds to the stream at <ans>, beyond the average symbol
         added = (alone[..., None] * value[:, :, None, : S * n].unflatten(3, (S, n))).sum(1)  # [B, K, S, n, d]
         added = (added - added.mean(2, keepdim=True)) * asking[..., None, None]
-        inner = read[:, : S * n].transpose(1, 2).unflatten(2, (S, n))
-        drive = read[:, -K:].transpose(1, 2)
+        inner = lambda x: x[:, : S * n].transpose(1, 2).unflatten(2, (S, n))  # noqa: E731
+        drive = lambda x: x[:, -K:].transpose(1, 2)  # noqa: E731
         effect, direct = (_read(added, reader) for reader in (batch["read"][:, i], batch["readouts"]))
-        found.append(Expected(symbols, given[..., S * n], ans, places, drive, effect, direct, inner))
+        up = (drive(factor), _read(added, batch["up"][:, i]), inner(factor)) if "up" in batch else None
+        found.append(Expected(symbols, given[..., S * n], ans, places, drive(read), effect, direct, inner(read), up))
     return found, batch["readouts"] @ _norm(x[:, -K:], width).transpose(1, 2) + batch["logit_bias"][..., None]
 
 

@@ -44,6 +44,8 @@ def build_shard(recipe: Recipe, shard: int, device: str = "cpu") -> tuple[dict[s
         rng = target_rng(recipe, index)
         chart = draw_chart(recipe, rng)
         hyper, n_positions = draw_hyper(recipe, rng, longer)
+        if shape.family == "llama":
+            hyper = replace(hyper, activation="silu")
         count = (recipe.pool + recipe.checks) // len(lengths)
         pools.append([chart_inputs(chart, domain, rng, count) for domain in per_length])
         starts.append(initialise(shape, hyper, rng))
@@ -66,6 +68,8 @@ def build_shard(recipe: Recipe, shard: int, device: str = "cpu") -> tuple[dict[s
         truth = {"index": shard * recipe.shard_size + i, "chart": to_text(chart), "split": split_of(chart, recipe.domain)}
         truth |= {"ifs": n_ifs(chart), "kinds": " ".join(sorted({t.kind for t in tests(chart)})), "accuracy": accuracy[i]}
         truth |= {"learned": accuracy[i] >= LEARNED, "width": shape.width, "depth": shape.depth, "heads": shape.heads}
+        if shape.family == "llama":
+            truth |= {"family": shape.family, "kv_heads": shape.groups, "theta": shape.theta}
         rows.append(truth | {"n_positions": positions[i], "dropout": schedule.dropout, "steps": schedule.steps, **asdict(hypers[i])})
     return {k: v.cpu() for k, v in params.items()}, rows
 

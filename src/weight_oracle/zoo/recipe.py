@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from weight_oracle.errors import UserError
-from weight_oracle.targets.gpt2 import Shape
+from weight_oracle.targets.shape import EMBEDDING, Shape
 from weight_oracle.targets.train import Hyper, Schedule
 from weight_oracle.truth.canonical import split_of
 from weight_oracle.truth.domain import Domain
@@ -20,8 +20,10 @@ _TRIES = 2000
 FORMAT = 2  # raised when the same recipe would give other bytes
 INITS = ("gpt2", "wide", "fan_in")
 ACTIVATIONS = ("gelu_new", "relu")
+FAMILIES = tuple(EMBEDDING)
 SPLITS = ("train", "validation", "test")
 RANGES = ("lengths", "clear_of", "lr", "at", "count", "contains", "pattern")  # fields that are a lowest and a highest value
+_LLAMA = ("families", "shares", "thetas")
 COMPARE = "compare it with the recipe.json of a zoo"
 
 
@@ -53,18 +55,27 @@ class Recipe:
     splits: tuple[str, ...] = ()  # draw charts of these splits alone; none named: whatever comes
     clear_of: tuple[int, int] = (0, 0)  # and none that is in the test split of this range of lengths either; (0, 0): all may be
     compiled: bool = True
+    families: tuple[str, ...] = ("gpt2",)
+    shares: tuple[int, ...] = (1,)  # Llama: queries to a head of keys and values
+    thetas: tuple[float, ...] = (10_000.0,)  # Llama: rope_theta
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
-        """The shapes of its stacks; shard i has shape i modulo their number."""
+        """The shapes of its stacks; shard i has shape i modulo their number. Heads of odd size cannot be Llama's: RoPE turns pairs."""
         d = self.domain
         sizes = [(w, depth, h) for w in self.widths for depth in self.depths for h in self.heads if w % h == 0]
-        return tuple(Shape(*size, d.symbols, d.answers, max(self.positions)) for size in sizes)
+        shapes = [Shape(*size, d.symbols, d.answers, max(self.positions)) for size in sizes]
+        found = shapes if "gpt2" in self.families else []
+        if "llama" in self.families:
+            own = [(shape, shape.heads // share) for shape in shapes for share in self.shares if shape.heads % share == 0]
+            even = [(shape, groups) for shape, groups in own if shape.width // shape.heads % 2 == 0]
+            found = [*found, *(replace(shape, family="llama", kv_heads=groups) for shape, groups in even)]
+        return tuple(found)
 
     @property
     def hash(self) -> str:
         """Names the zoo: any change of the recipe or of the format changes it."""
-        text = json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
+        text = json.dumps({"format": FORMAT, **as_json(self)}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -73,6 +84,8 @@ def shard_plan(recipe: Recipe, shard: int) -> tuple[Shape, Schedule]:
     shape = recipe.shapes[shard % len(recipe.shapes)]
     rng = np.random.default_rng([recipe.seed, shard])
     dropout, longer = float(rng.choice(recipe.dropouts)), int(rng.choice(recipe.lengthen))
+    if shape.family == "llama":  # which has no dropout
+        shape, dropout = replace(shape, theta=float(rng.choice(recipe.thetas))), 0.0
     return shape, Schedule(recipe.steps[recipe.depths.index(shape.depth)] * longer, recipe.batch, dropout=dropout)
 
 
@@ -120,6 +133,10 @@ _SMALL = Recipe(
     lr=(0.005, 0.015),
     shard_size=128,
 )
+_LLAMA_TINY = replace(_TINY, families=("llama",), heads=(2, 4), shares=(1, 2), thetas=(100.0, 10_000.0), inits=INITS, dropouts=(0.0,))
+# Two blocks only: without position rows, one cannot know from where it counts to `at K` in inputs of several lengths.
+_LLAMA_SMALL = replace(_SMALL, families=("llama",), depths=(2,), steps=(900,), heads=(2, 4), shares=(2,), dropouts=(0.0,))
+_LLAMA_SMALL = replace(_LLAMA_SMALL, thetas=_LLAMA_TINY.thetas)
 RECIPES: dict[str, Recipe] = {
     r.name: r
     for r in (
@@ -135,12 +152,25 @@ RECIPES: dict[str, Recipe] = {
         replace(_SMALL, name="charts-small-test", seed=21, splits=("test",), shard_size=96),
         replace(_SMALL, name="charts-small-wide", widths=(24,), seed=1, splits=("test",)),
         replace(_SMALL, name="charts-small-deep", depths=(3,), steps=(800,), seed=2, splits=("test",)),
+        replace(_LLAMA_TINY, name="charts-tiny-llama-train", seed=30, splits=("train", "validation"), clear_of=_SMALL.domain.lengths),
+        replace(_LLAMA_TINY, name="charts-tiny-llama-test", seed=31, splits=("test",)),
+        replace(_LLAMA_SMALL, name="charts-small-llama-train", seed=40, splits=("train", "validation"), clear_of=_TINY.domain.lengths),
+        replace(_LLAMA_SMALL, name="charts-small-llama-test", seed=41, splits=("test",), shard_size=96),
+        # both families in one zoo
+        replace(_LLAMA_TINY, name="charts-tiny-mixed", seed=50, families=("gpt2", "llama")),
+        replace(_LLAMA_SMALL, name="charts-small-mixed", seed=51, families=("gpt2", "llama")),
     )
 }
 
 
+def as_json(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's fields, without Llama's where they are as in `Recipe`: so recipes without Llama keep the hash they always had."""
+    fields = asdict(recipe)
+    return {name: value for name, value in fields.items() if name not in _LLAMA or value != getattr(Recipe(""), name)}
+
+
 def recipe_json(recipe: Recipe) -> str:
-    return json.dumps(asdict(recipe), indent=1)
+    return json.dumps(as_json(recipe), indent=1)
 
 
 def recipe_from_dict(data: dict, where: str) -> Recipe:
@@ -148,11 +178,13 @@ def recipe_from_dict(data: dict, where: str) -> Recipe:
     if "name" not in data:
         raise UserError("the recipe has no name", where=where, hint=COMPARE)
     recipe = _like(Recipe(""), data, where)
-    choices = (recipe.inits, INITS), (recipe.activations, ACTIVATIONS), (recipe.charts.kinds, KINDS), (recipe.splits, SPLITS)
+    choices = (recipe.families, FAMILIES), (recipe.inits, INITS), (recipe.activations, ACTIVATIONS)
+    choices += (recipe.charts.kinds, KINDS), (recipe.splits, SPLITS)
     for given, known in choices:
         if unknown := {*given} - {*known}:
             raise UserError(f"{min(unknown)!r} is unknown", where=where, hint=f"choose among {', '.join(known)}")
-    if min(*recipe.widths, *recipe.depths, *recipe.heads, *recipe.lr, *recipe.steps, *recipe.lengthen, recipe.shard_size) <= 0:
+    sizes = *recipe.widths, *recipe.depths, *recipe.heads, *recipe.steps, *recipe.lengthen, *recipe.shares, *recipe.thetas
+    if min(*sizes, *recipe.lr, recipe.shard_size) <= 0:
         raise UserError("sizes, steps and rates must be above 0", where=where)
     if len(recipe.steps) != len(recipe.depths):
         raise UserError(f"needs one number of steps for each of the {len(recipe.depths)} depths", where=where)

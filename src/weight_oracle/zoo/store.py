@@ -1,7 +1,7 @@
 """Read a zoo: its recipe, its truths, its tensors shard by shard."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from weight_oracle.errors import UserError
 from weight_oracle.targets.checkpoint import make_target
-from weight_oracle.targets.gpt2 import Shape
+from weight_oracle.targets.llama import EPSILON
+from weight_oracle.targets.shape import Shape
 from weight_oracle.targets.stack import Stack
 from weight_oracle.targets.target import Target
 from weight_oracle.truth.domain import default_names
@@ -43,7 +44,7 @@ class Zoo:
                 table = pq.read_table(file).to_pylist()
             except (OSError, ValueError) as error:
                 raise UserError("cannot be read", where=str(file), hint="delete its folder and build the zoo again") from error
-            rows += [row | {"shard": shard, "row": i} for i, row in enumerate(table)]
+            rows += [{"family": "gpt2"} | row | {"shard": shard, "row": i} for i, row in enumerate(table)]
         return rows
 
     @cached_property
@@ -72,7 +73,8 @@ class Zoo:
         symbols, answers = tuple(range(shape.symbols)), tuple(range(shape.symbols, shape.symbols + shape.answers))
         bos, ans = shape.vocabulary - 2, shape.vocabulary - 1
         kept = {k: v[picked] for k, v in tensors.items()}
-        return Stack(kept, shape.depth, shape.heads, relu, symbols, answers, bos, ans, self.recipe.domain.lengths)
+        vocabulary, rotary = (symbols, answers, bos, ans), (shape.family, shape.kv_heads, shape.theta)
+        return Stack(kept, shape.depth, shape.heads, relu, *vocabulary, self.recipe.domain.lengths, *rotary)
 
     def stacks(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, Stack]]:
         """The targets at positions `wanted` of `truths`, shard by shard: their positions, and the stack."""
@@ -91,12 +93,24 @@ class Zoo:
         truth = self.truths[place]
         shape = self.shape(truth["shard"])
         tensors = {k: v[truth["row"]].clone() for k, v in self.tensors(truth["shard"]).items()}
-        tensors["transformer.wpe.weight"] = tensors["transformer.wpe.weight"][: truth["n_positions"]].clone()
-        config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": shape.vocabulary, "n_embd": shape.width}
-        config |= {"n_layer": shape.depth, "n_head": shape.heads, "n_positions": truth["n_positions"], "n_inner": shape.neurons}
-        config |= {"activation_function": truth["activation"], "tie_word_embeddings": truth["tied"], "layer_norm_epsilon": 1e-5}
-        config |= {name: truth["dropout"] for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
-        return make_target(config, tensors, default_names(shape.symbols, shape.answers), self.recipe.domain.lengths)
+        if shape.family == "gpt2":
+            tensors["transformer.wpe.weight"] = tensors["transformer.wpe.weight"][: truth["n_positions"]].clone()
+        names = default_names(shape.symbols, shape.answers)
+        return make_target(target_config(shape, truth), tensors, names, self.recipe.domain.lengths)
+
+
+def target_config(shape: Shape, truth: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of a target of some shape; `truth` gives its activation, tying, dropout and n_positions."""
+    if shape.family == "llama":
+        config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": shape.vocabulary}
+        config |= {"hidden_size": shape.width, "intermediate_size": shape.neurons, "num_hidden_layers": shape.depth}
+        config |= {"num_attention_heads": shape.heads, "num_key_value_heads": shape.groups, "rms_norm_eps": EPSILON}
+        config |= {"max_position_embeddings": truth["n_positions"], "tie_word_embeddings": truth["tied"]}
+        return config | {"rope_parameters": {"rope_type": "default", "rope_theta": shape.theta}}
+    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": shape.vocabulary, "n_embd": shape.width}
+    config |= {"n_layer": shape.depth, "n_head": shape.heads, "n_positions": truth["n_positions"], "n_inner": shape.neurons}
+    config |= {"activation_function": truth["activation"], "tie_word_embeddings": truth["tied"], "layer_norm_epsilon": 1e-5}
+    return config | {name: truth["dropout"] for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
 
 
 def open_zoo(path: str | Path) -> Zoo:
