@@ -3,15 +3,18 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from large import CASES, Memory, gaussian, log_probabilities, model_of, random_checkpoint, rewritten
+from specimens import random_llama, random_target
 
 from weight_oracle.errors import UserError
 from weight_oracle.targets.stream import open_checkpoint
 from weight_oracle.weights.anchors import anchor
+from weight_oracle.weights.scramble import scramble
 from weight_oracle.weights.streaming import StreamConfig, StreamingEncoder
 
 CONFIG = StreamConfig(channels=8, width=16, table=16, queries=2, model=32, blocks=1, tokens=4)
@@ -276,3 +279,15 @@ def test_the_benchmark_runs():
     result = json.loads(done.stdout)
     assert result["met"] == {"memory": True} and result["parameters"] == 266_688
     assert all(row["read_s"] > 0 and row["bfloat16_s"] > 0 for row in result["threads"].values())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_declared_symmetries_are_not_seen(family):
+    """Those of the package's own spec, all at once, on the targets of the zoo."""
+    target = random_llama() if family == "llama" else random_target(activation="relu")
+    vocabulary = [f"token {i}" for i in range(target.config["vocab_size"])]
+    read = lambda t: tokens(Memory(t.config, t.tensors), torch.float64, names=vocabulary)  # noqa: E731
+    exact = replace(target, tensors={name: tensor.double() for name, tensor in target.tensors.items()})
+    before = read(exact)
+    for seed in range(5):
+        assert change(before, read(scramble(exact, seed))) < 1e-10
