@@ -53,7 +53,7 @@ def make(folder: Path, size: str) -> dict:
     import torch
     from safetensors.torch import save_file
 
-    from weight_oracle.weights.layouts import LAYOUTS, expected_shapes
+    from weight_oracle.weights.large.layouts import LAYOUTS, expected_shapes
 
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16", "tie_word_embeddings": False}
     config |= {"max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "hidden_act": "silu", "rope_theta": 10000.0} | SHAPES[size]
@@ -104,8 +104,8 @@ def reader(folder: Path) -> Callable[[], object]:
     import torch
 
     from weight_oracle.targets.stream import open_checkpoint
-    from weight_oracle.weights.anchors import anchor
-    from weight_oracle.weights.streaming import StreamConfig, StreamingEncoder
+    from weight_oracle.weights.large.anchors import anchor
+    from weight_oracle.weights.large.streaming import StreamConfig, StreamingEncoder
 
     torch.manual_seed(0)
     encoder = StreamingEncoder(StreamConfig(), D_LM).eval()

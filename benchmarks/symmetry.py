@@ -27,7 +27,7 @@ from weight_oracle.oracle.data import Collator, QuestionData, load_population, p
 from weight_oracle.oracle.model import ENCODERS
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.targets.target import Target
-from weight_oracle.weights.scramble import kinds_of, scramble, target_spec
+from weight_oracle.weights.symmetry.scramble import kinds_of, scramble, target_spec
 from weight_oracle.zoo.store import Zoo, open_zoo
 
 LARGEST, RATIO = 1e-4, 1000.0

@@ -11,10 +11,11 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 # Modules that work on whole arrays. Elsewhere the checks would take longer than the work, or stand in the way of torch.compile.
 CHECKED = ["truth.domain", "truth.interpret", "targets.target", "targets.checkpoint"]
-CHECKED += ["targets.stack", "weights.encoder", "weights.atoms", "weights.expected", "weights.chunk", "weights.groups", "weights.scramble"]
+CHECKED += ["targets.stack", "weights.encoder", "weights.atoms"]
+CHECKED += ["weights.expected", "weights.chunk", "weights.symmetry.groups", "weights.symmetry.scramble"]
 CHECKED += ["weights.raw", "weights.learned", "weights.directions", "weights.resample", "weights.normal_form"]
 CHECKED += ["targets.stream", "targets.architecture", "weights.budget"]
-CHECKED += ["weights.mapped", "weights.bridge", "weights.anchors", "weights.streaming"]
+CHECKED += ["weights.large.mapped", "weights.large.bridge", "weights.large.anchors", "weights.large.streaming"]
 HOOK = install_import_hook([f"weight_oracle.{name}" for name in CHECKED], "beartype.beartype")
 
 NANO = {

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from weight_oracle.truth.flowchart import FlowChart, to_text
     from weight_oracle.truth.mermaid import mermaid
     from weight_oracle.truth.parse import parse
-    from weight_oracle.weights.scramble import augment, scramble
+    from weight_oracle.weights.symmetry.scramble import augment, scramble
     from weight_oracle.zoo.store import Zoo, open_zoo
 
 # Imported when first used: most of these bring torch along.
@@ -25,7 +25,7 @@ _HOMES = {
     "truth.flowchart": ("FlowChart", "to_text"),
     "truth.mermaid": ("mermaid",),
     "truth.parse": ("parse",),
-    "weights.scramble": ("augment", "scramble"),
+    "weights.symmetry.scramble": ("augment", "scramble"),
     "zoo.store": ("Zoo", "open_zoo"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

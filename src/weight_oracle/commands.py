@@ -251,8 +251,8 @@ def scramble(config: "cli.Scramble") -> Output:
 
     from weight_oracle.targets.checkpoint import LENGTHS, save_target
     from weight_oracle.targets.safe import checkpoint_folder, read_json, read_vocabulary
-    from weight_oracle.weights.scramble import difference, kinds_of, target_spec
-    from weight_oracle.weights.scramble import scramble as scrambled
+    from weight_oracle.weights.symmetry.scramble import difference, kinds_of, target_spec
+    from weight_oracle.weights.symmetry.scramble import scramble as scrambled
 
     target, source, seed = _target(config), checkpoint_folder(config.target), config.seed or 0
     if Path(config.out).resolve() == source.resolve():

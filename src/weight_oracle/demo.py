@@ -26,7 +26,7 @@ from weight_oracle.truth.flowchart import FlowChart, to_text
 from weight_oracle.truth.interpret import run_one
 from weight_oracle.truth.mermaid import mermaid
 from weight_oracle.truth.questions import Question, judge, make_question
-from weight_oracle.weights.scramble import difference, scramble
+from weight_oracle.weights.symmetry.scramble import difference, scramble
 from weight_oracle.zoo.build import build_zoo
 from weight_oracle.zoo.recipe import Recipe, draw_chart, find_recipe, target_rng
 from weight_oracle.zoo.store import open_zoo

@@ -16,7 +16,7 @@ from weight_oracle.targets.stack import stack_targets
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.flowchart import to_text
 from weight_oracle.truth.phrasings import QUESTION_KINDS
-from weight_oracle.weights.scramble import scramble
+from weight_oracle.weights.symmetry.scramble import scramble
 
 CHARTS = {"exact", "same_99", "same_100", "same_leaf", "follows_99", "agreement"}
 

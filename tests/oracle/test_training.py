@@ -54,7 +54,7 @@ def test_a_killed_run_resumes_to_the_same_bits(config, straight, tmp_path):
 def test_training_moves_the_weights_and_says_what_was_done(config, straight, zoo, codec):
     trained, start = load_file(straight / "model.safetensors"), new_oracle(config, [zoo], codec).state_dict()
     still = [name for name, tensor in trained.items() if torch.equal(tensor, start[name])]
-    assert not still, still
+    assert all("_up" in name for name in still), still  # what reads gated neurons, which this zoo has none of
     card = json.loads((straight / "oracle.json").read_text())
     assert card["zoos"] == [{"recipe": "nano", "hash": zoo.recipe.hash, "built": 96}]
     assert card["training_targets"] == len(pick(zoo, "train"))

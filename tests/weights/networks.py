@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from weight_oracle.weights.axes import Spec
-from weight_oracle.weights.specs.cnn import cnn, resnet
-from weight_oracle.weights.specs.gpt2 import gpt2
-from weight_oracle.weights.specs.llama import llama
-from weight_oracle.weights.specs.lora import lora
-from weight_oracle.weights.specs.mlp import mlp
+from weight_oracle.weights.symmetry.axes import Spec
+from weight_oracle.weights.symmetry.specs.cnn import cnn, resnet
+from weight_oracle.weights.symmetry.specs.gpt2 import gpt2
+from weight_oracle.weights.symmetry.specs.llama import llama
+from weight_oracle.weights.symmetry.specs.lora import lora
+from weight_oracle.weights.symmetry.specs.mlp import mlp
 
 Tensors = dict[str, Tensor]
 NONLINEAR = {"relu": F.relu, "leaky_relu": F.leaky_relu, "tanh": torch.tanh, "gelu": F.gelu, "silu": F.silu}

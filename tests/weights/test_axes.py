@@ -9,12 +9,12 @@ import torch
 from networks import a_cnn, a_gpt2, a_llama, a_resnet, an_adapter, an_mlp
 
 from weight_oracle.errors import UserError
-from weight_oracle.weights.axes import Axis, Spec, act, check, draw
-from weight_oracle.weights.folding import fold_norms
-from weight_oracle.weights.groups import GeneralLinear, Permutations, PositiveScales
-from weight_oracle.weights.specs import SPECS, find_spec
-from weight_oracle.weights.specs.lora import lora
-from weight_oracle.weights.specs.mlp import mlp
+from weight_oracle.weights.symmetry.axes import Axis, Spec, act, check, draw
+from weight_oracle.weights.symmetry.folding import fold_norms
+from weight_oracle.weights.symmetry.groups import GeneralLinear, Permutations, PositiveScales
+from weight_oracle.weights.symmetry.specs import SPECS, find_spec
+from weight_oracle.weights.symmetry.specs.lora import lora
+from weight_oracle.weights.symmetry.specs.mlp import mlp
 
 AXES = [
     Axis("input", 3), Axis("heads", 2, Permutations(), "heads"), Axis("qk", 4, GeneralLinear(), "qk", ("heads",)),

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from weight_oracle.errors import UserError
-from weight_oracle.weights import mapped
-from weight_oracle.weights.bridge import TokenTable, bridge, hashed_table, match
+from weight_oracle.weights.large import mapped
+from weight_oracle.weights.large.bridge import TokenTable, bridge, hashed_table, match
 
 
 def gaussian(seed, *shape):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from networks import a_cnn, a_gpt2, a_llama, an_adapter, an_mlp
 
-from weight_oracle.weights.axes import dimension
-from weight_oracle.weights.folding import fold_norms
+from weight_oracle.weights.symmetry.axes import dimension
+from weight_oracle.weights.symmetry.folding import fold_norms
 
 GPT2 = {"vocab_size": 12, "n_embd": 6, "n_layer": 1, "n_head": 2, "n_inner": 5, "n_positions": 6}
 LLAMA = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 5, "num_hidden_layers": 1, "num_attention_heads": 4}

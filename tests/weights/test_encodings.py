@@ -17,7 +17,7 @@ from weight_oracle.weights.encoder import EncoderConfig
 from weight_oracle.weights.learned import EMBEDDINGS, PATCH
 from weight_oracle.weights.raw import AUGMENTATIONS, LAYERS, RawEncoder, offsets, place_of
 from weight_oracle.weights.resample import Resampler
-from weight_oracle.weights.scramble import scramble
+from weight_oracle.weights.symmetry.scramble import scramble
 
 SIZE = 24
 RAW = tuple(name for name in ENCODERS if name != "atoms")

@@ -12,7 +12,7 @@ from weight_oracle.targets.families import FAMILIES
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.weights.expected import attention_table, expected
 from weight_oracle.weights.fold import fold
-from weight_oracle.weights.scramble import scramble
+from weight_oracle.weights.symmetry.scramble import scramble
 
 
 def alike(target):

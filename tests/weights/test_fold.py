@@ -13,7 +13,7 @@ from weight_oracle.targets.checkpoint import load_target, save_target
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.truth.domain import Domain
 from weight_oracle.weights.fold import concatenate, fold, pad_to
-from weight_oracle.weights.scramble import scramble
+from weight_oracle.weights.symmetry.scramble import scramble
 
 INPUTS = Domain(SYMBOLS, ANSWERS, (2, 4)).sample(np.random.default_rng(0), 40)
 

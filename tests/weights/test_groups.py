@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weight_oracle.weights.groups import (
+from weight_oracle.weights.symmetry.groups import (
     FixingOnes,
     GeneralLinear,
     Group,

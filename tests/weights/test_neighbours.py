@@ -7,9 +7,9 @@ import pytest
 import torch
 from networks import Network, a_cnn, a_gpt2, a_llama, a_resnet, an_adapter, an_mlp, change
 
-from weight_oracle.weights.axes import Axis, Spec, act, draw
-from weight_oracle.weights.folding import fold_norms
-from weight_oracle.weights.groups import (
+from weight_oracle.weights.symmetry.axes import Axis, Spec, act, draw
+from weight_oracle.weights.symmetry.folding import fold_norms
+from weight_oracle.weights.symmetry.groups import (
     GeneralLinear,
     NonzeroScales,
     Orthogonal,
@@ -169,7 +169,7 @@ def rope_other_plane_order():
 
 
 def as_matrix(order):
-    from weight_oracle.weights.groups import Matrix
+    from weight_oracle.weights.symmetry.groups import Matrix
 
     matrix = torch.eye(len(order), dtype=torch.float64)[order].expand(2, -1, -1)
     return Matrix(matrix, matrix)

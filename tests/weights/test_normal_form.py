@@ -11,7 +11,7 @@ from weight_oracle.errors import UserError
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.truth.domain import Domain
 from weight_oracle.weights.normal_form import balanced, canonicalise, constant
-from weight_oracle.weights.scramble import kinds_of, scramble, target_spec
+from weight_oracle.weights.symmetry.scramble import kinds_of, scramble, target_spec
 
 INPUTS = Domain(SYMBOLS, ANSWERS, (2, 4)).sample(np.random.default_rng(0), 40)
 UNDONE = ("heads", "qk", "key_bias", "ov", "value_bias", "neurons", "norms", "writers", "readers", "unembedding", "offset")

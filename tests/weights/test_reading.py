@@ -7,7 +7,7 @@ from specimens import ANSWERS, LENGTHS, SYMBOLS, random_llama, random_target
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.weights.atoms import AtomsEncoder
 from weight_oracle.weights.encoder import EncoderConfig
-from weight_oracle.weights.scramble import augment, fold_stack, kinds_of, scramble, target_spec
+from weight_oracle.weights.symmetry.scramble import augment, fold_stack, kinds_of, scramble, target_spec
 
 CONFIG = EncoderConfig(symbols=SYMBOLS, answers=ANSWERS, lengths=LENGTHS, width=32, channels=8, rounds=2, blocks=1, latents=2)
 

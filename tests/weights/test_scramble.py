@@ -13,10 +13,10 @@ from weight_oracle.targets.checkpoint import load_target, make_target, save_targ
 from weight_oracle.targets.families import FAMILIES
 from weight_oracle.targets.stack import Stack, stack_targets
 from weight_oracle.truth.domain import default_names
-from weight_oracle.weights.axes import act
-from weight_oracle.weights.folding import fold_norms
-from weight_oracle.weights.groups import FixingOnes, Matrix, haar
-from weight_oracle.weights.scramble import augment, fold_stack, kinds_of, scramble, target_spec
+from weight_oracle.weights.symmetry.axes import act
+from weight_oracle.weights.symmetry.folding import fold_norms
+from weight_oracle.weights.symmetry.groups import FixingOnes, Matrix, haar
+from weight_oracle.weights.symmetry.scramble import augment, fold_stack, kinds_of, scramble, target_spec
 
 INPUTS = np.random.default_rng(0).integers(0, 5, (40, 6)).astype(np.int8)
 NAMES = default_names(5, 3)

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import LLAMA, Network, a_cnn, a_gpt2, a_llama, a_resnet, an_adapter, an_mlp, change, in_double
 
-from weight_oracle.weights.axes import act, check, draw
-from weight_oracle.weights.folding import fold_norms
+from weight_oracle.weights.symmetry.axes import act, check, draw
+from weight_oracle.weights.symmetry.folding import fold_norms
 
 SMALL = {
     "mlp relu": lambda: an_mlp("relu"),
@@ -149,7 +149,7 @@ BIASED = {"attention_bias": True, "mlp_bias": True}
 def test_every_tensor_of_a_hugging_face_llama_is_declared(name, config):
     import transformers
 
-    from weight_oracle.weights.specs import find_spec
+    from weight_oracle.weights.symmetry.specs import find_spec
 
     settings = getattr(transformers, f"{name}Config")(**LLAMA | config)
     model = getattr(transformers, f"{name}ForCausalLM")(settings)
@@ -162,7 +162,7 @@ def test_every_tensor_of_a_hugging_face_llama_is_declared(name, config):
 def test_every_tensor_of_a_hugging_face_gpt2_is_declared(activation):
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from weight_oracle.weights.specs import find_spec
+    from weight_oracle.weights.symmetry.specs import find_spec
 
     sizes = {"vocab_size": 13, "n_positions": 8, "n_embd": 8, "n_layer": 3, "n_head": 2}
     config = GPT2Config(**sizes, activation_function=activation, bos_token_id=0, eos_token_id=0)
@@ -181,7 +181,7 @@ def test_every_tensor_of_a_peft_adapter_is_declared():
     modules = ["q_proj", "o_proj", "down_proj", "embed_tokens"]
     adapted = in_double(peft.get_peft_model(model, peft.LoraConfig(r=3, target_modules=modules, init_lora_weights=False)))
     state = {name: tensor.clone() for name, tensor in peft.get_peft_model_state_dict(adapted).items()}
-    from weight_oracle.weights.specs import find_spec
+    from weight_oracle.weights.symmetry.specs import find_spec
 
     spec = find_spec("lora")(state)
     check(spec, state)

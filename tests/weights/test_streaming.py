@@ -13,9 +13,9 @@ from specimens import random_llama, random_target
 
 from weight_oracle.errors import UserError
 from weight_oracle.targets.stream import open_checkpoint
-from weight_oracle.weights.anchors import anchor
-from weight_oracle.weights.scramble import scramble
-from weight_oracle.weights.streaming import StreamConfig, StreamingEncoder
+from weight_oracle.weights.large.anchors import anchor
+from weight_oracle.weights.large.streaming import StreamConfig, StreamingEncoder
+from weight_oracle.weights.symmetry.scramble import scramble
 
 CONFIG = StreamConfig(channels=8, width=16, table=16, queries=2, model=32, blocks=1, tokens=4)
 NAMES = [f"token {i}" for i in range(30)]
@@ -240,7 +240,7 @@ def test_an_unknown_architecture_names_the_known_ones_and_how_to_declare_one():
     strange = Memory(target.config | {"model_type": "strange"}, target.tensors)
     refused(strange, "'strange' is not known", "llama, qwen2, qwen3, gpt2", "LAYOUTS['name'] = LAYOUTS['llama']")
     refused(Memory({}, {}), "None is not known")
-    from weight_oracle.weights.layouts import LAYOUTS
+    from weight_oracle.weights.large.layouts import LAYOUTS
 
     assert torch.equal(encoder()(anchor(strange, strings=NAMES, layout=LAYOUTS["llama"], width=16)), tokens(target))
 

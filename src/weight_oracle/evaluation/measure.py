@@ -19,7 +19,7 @@ from weight_oracle.oracle.model import ENCODERS
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.truth.questions import judge
 from weight_oracle.weights.raw import RawEncoder
-from weight_oracle.weights.scramble import scramble
+from weight_oracle.weights.symmetry.scramble import scramble
 from weight_oracle.zoo.store import Zoo
 
 MEASURES = ("gap", "information_read", "questions", "charts")

@@ -11,7 +11,7 @@ from weight_oracle.errors import UserError
 from weight_oracle.targets.stack import Stack
 from weight_oracle.weights.encoder import Batch, EncoderConfig, WeightEncoder
 from weight_oracle.weights.normal_form import canonicalise, constant
-from weight_oracle.weights.scramble import augment, fold_stack, kinds_of, stack_spec
+from weight_oracle.weights.symmetry.scramble import augment, fold_stack, kinds_of, stack_spec
 
 # The tensors of every family by name; new names are appended, as their places number the statistics of trained oracles.
 VOCABULARY = ("transformer.wte.weight", "lm_head.weight", "model.embed_tokens.weight")  # one row for each token

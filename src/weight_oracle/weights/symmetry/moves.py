@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from weight_oracle.weights.axes import Factor, Move, Spec, letters, spread
-from weight_oracle.weights.groups import Scale, coins
+from weight_oracle.weights.symmetry.axes import Factor, Move, Spec, letters, spread
+from weight_oracle.weights.symmetry.groups import Scale, coins
 
 
 @dataclass(frozen=True)

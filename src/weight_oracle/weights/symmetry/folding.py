@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from weight_oracle.errors import UserError
-from weight_oracle.weights.axes import Norm, Spec, Tensors, check
+from weight_oracle.weights.symmetry.axes import Norm, Spec, Tensors, check
 
 SMALLEST_GAIN = 1e-4  # that a bias may be divided by, relative to the largest gain
 

@@ -7,10 +7,10 @@ channels for all that write to it.
 
 from collections.abc import Sequence
 
-from weight_oracle.weights.axes import Axis, Move, Spec
-from weight_oracle.weights.groups import Permutations, PositiveScales, Signs
-from weight_oracle.weights.moves import Translation
-from weight_oracle.weights.specs.mlp import amplitude
+from weight_oracle.weights.symmetry.axes import Axis, Move, Spec
+from weight_oracle.weights.symmetry.groups import Permutations, PositiveScales, Signs
+from weight_oracle.weights.symmetry.moves import Translation
+from weight_oracle.weights.symmetry.specs.mlp import amplitude
 
 KERNEL = "height width"
 

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from weight_oracle.errors import UserError
-from weight_oracle.weights.mapped import blocks
+from weight_oracle.weights.large.mapped import blocks
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 from weight_oracle.errors import UserError
-from weight_oracle.weights.axes import Spec
-from weight_oracle.weights.specs.cnn import cnn, resnet
-from weight_oracle.weights.specs.gpt2 import gpt2
-from weight_oracle.weights.specs.llama import llama
-from weight_oracle.weights.specs.lora import lora
-from weight_oracle.weights.specs.mlp import mlp
+from weight_oracle.weights.symmetry.axes import Spec
+from weight_oracle.weights.symmetry.specs.cnn import cnn, resnet
+from weight_oracle.weights.symmetry.specs.gpt2 import gpt2
+from weight_oracle.weights.symmetry.specs.llama import llama
+from weight_oracle.weights.symmetry.specs.lora import lora
+from weight_oracle.weights.symmetry.specs.mlp import mlp
 
 SPECS: dict[str, Callable[..., Spec]] = {
     "gpt2": gpt2, "llama": llama, "mistral": llama, "qwen2": llama, "qwen3": llama,

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from weight_oracle.errors import UserError
-from weight_oracle.weights.axes import Axis, Spec
-from weight_oracle.weights.groups import GeneralLinear
+from weight_oracle.weights.symmetry.axes import Axis, Spec
+from weight_oracle.weights.symmetry.groups import GeneralLinear
 
 # A reads the rank's other side first: [rank, in] and [out, rank]; an embedding's A is [rank, vocabulary], its B [width, rank].
 PAIR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?P<adapter>\.(?!weight$)[^.]+)?(\.weight)?")

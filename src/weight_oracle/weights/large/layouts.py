@@ -9,7 +9,7 @@ from torch import Tensor
 
 from weight_oracle.errors import UserError
 from weight_oracle.targets.safe import check_finite, shown
-from weight_oracle.weights.mapped import times
+from weight_oracle.weights.large.mapped import times
 
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu"}
 SIZES = {
@@ -168,7 +168,7 @@ def open_source(weights: Weights, layout: Layout | None = None, dtype: torch.dty
     if layout is None:
         if not isinstance(kind, str) or kind not in LAYOUTS:
             hint = f"known: {', '.join(LAYOUTS)}; one that computes as these do is declared by LAYOUTS['name'] = LAYOUTS['llama']"
-            raise UserError(f"the architecture {shown(kind)} is not known", where=where, hint=f"{hint} in weights/layouts.py")
+            raise UserError(f"the architecture {shown(kind)} is not known", where=where, hint=f"{hint} in weights/large/layouts.py")
         layout = LAYOUTS[kind]
     if f"{layout.embedding}.weight" not in weights.shapes:
         layout = _without_prefix(layout, weights.shapes)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from weight_oracle.errors import UserError
-from weight_oracle.weights.axes import Axis, Move, Spec
-from weight_oracle.weights.groups import Group, Permutations, PositiveScales, Signs
-from weight_oracle.weights.moves import Phase
+from weight_oracle.weights.symmetry.axes import Axis, Move, Spec
+from weight_oracle.weights.symmetry.groups import Group, Permutations, PositiveScales, Signs
+from weight_oracle.weights.symmetry.moves import Phase
 
 # What a neuron's input and output may be multiplied by together, beside permutations of the neurons.
 ACTIVATIONS: dict[str, Group | None] = {

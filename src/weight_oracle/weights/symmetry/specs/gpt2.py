@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from weight_oracle.weights.axes import Axis, Move, Norm, Spec
-from weight_oracle.weights.groups import FixingOnes, GeneralLinear, Permutations, PositiveScales
-from weight_oracle.weights.moves import Tilt, Translation
+from weight_oracle.weights.symmetry.axes import Axis, Move, Norm, Spec
+from weight_oracle.weights.symmetry.groups import FixingOnes, GeneralLinear, Permutations, PositiveScales
+from weight_oracle.weights.symmetry.moves import Tilt, Translation
 
 H = "transformer.h."
 

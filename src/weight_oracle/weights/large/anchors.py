@@ -11,9 +11,9 @@ from torch import Tensor
 from weight_oracle.errors import UserError
 from weight_oracle.targets.safe import check_finite
 from weight_oracle.targets.vocabulary import read_strings
-from weight_oracle.weights.bridge import TokenTable, bridge, hashed_table, match
-from weight_oracle.weights.layouts import Layout, Source, Weights, open_source
-from weight_oracle.weights.mapped import times
+from weight_oracle.weights.large.bridge import TokenTable, bridge, hashed_table, match
+from weight_oracle.weights.large.layouts import Layout, Source, Weights, open_source
+from weight_oracle.weights.large.mapped import times
 
 WAVES = (4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)  # tokens; a learned position is described by its phases in these
 PLACES = 2 * len(WAVES)

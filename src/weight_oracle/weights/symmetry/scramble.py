@@ -9,10 +9,10 @@ from torch import Tensor
 
 from weight_oracle.targets.stack import Stack
 from weight_oracle.targets.target import Target
-from weight_oracle.weights.axes import Drawn, Spec, Tensors, act, check_kinds, draw
-from weight_oracle.weights.folding import fold_norms, fold_unchecked, small_gains
-from weight_oracle.weights.groups import PositiveScales, Scale
-from weight_oracle.weights.specs import find_spec
+from weight_oracle.weights.symmetry.axes import Drawn, Spec, Tensors, act, check_kinds, draw
+from weight_oracle.weights.symmetry.folding import fold_norms, fold_unchecked, small_gains
+from weight_oracle.weights.symmetry.groups import PositiveScales, Scale
+from weight_oracle.weights.symmetry.specs import find_spec
 
 FOLD = "norms"  # the kind that only folds; what the folded network alone has brings it with it
 SMALLEST_GAIN_FLOAT32 = 1e-2  # dividing by less would cost the logits their last digits

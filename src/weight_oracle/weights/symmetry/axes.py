@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from weight_oracle.errors import UserError
-from weight_oracle.weights.groups import LETTERS, Element, Group
+from weight_oracle.weights.symmetry.groups import LETTERS, Element, Group
 
 Tensors = dict[str, Tensor]
 Drawn = dict[str, Any]  # an Element for each gauge axis, a tensor for each move

@@ -7,9 +7,9 @@ Qwen2 (biases on queries, keys and values), Qwen3 (a norm on each head's queries
 from collections.abc import Mapping
 from typing import Any
 
-from weight_oracle.weights.axes import Axis, Move, Norm, Spec
-from weight_oracle.weights.groups import GeneralLinear, NonzeroScales, Orthogonal, Permutations, RopeRotations, RopeScalings, Signs
-from weight_oracle.weights.moves import Translation
+from weight_oracle.weights.symmetry.axes import Axis, Move, Norm, Spec
+from weight_oracle.weights.symmetry.groups import GeneralLinear, NonzeroScales, Orthogonal, Permutations, RopeRotations, RopeScalings, Signs
+from weight_oracle.weights.symmetry.moves import Translation
 
 
 def llama(config: Mapping[str, Any], equal_gains: bool = False) -> Spec:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from weight_oracle.errors import UserError
-from weight_oracle.weights.anchors import PLACES, Anchored
-from weight_oracle.weights.layouts import Source
+from weight_oracle.weights.large.anchors import PLACES, Anchored
+from weight_oracle.weights.large.layouts import Source
 
 AFTER, DEPTH = 2, 6  # numbers that say after how many blocks a block comes, and how deep in the target it lies
 SIZES = 6  # log-sizes of the parts of a block

@@ -1,0 +1,1 @@
+"""Checkpoints of any size, read block by block from their memory map"""

@@ -1,0 +1,1 @@
+"""Exact symmetries of the weights, from one declaration per architecture: drawn, applied, tested"""
