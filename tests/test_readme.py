@@ -11,6 +11,8 @@ from weight_oracle.cli import main
 README = (Path(__file__).parent.parent / "README.md").read_text()
 # What is added to a command so that it takes a moment: the words after them are the README's own.
 SMALLER = {"train": ["--size", "tiny", "--steps", "2", "--batch", "4"], "eval": ["--targets", "12"]}
+SMALLER["compare"] = ["--size", "tiny", "--steps", "2", "--sweep-steps", "1", "--batch", "4", "--encodings", "chunk", "--variants", "none"]
+SMALLER["compare"] += ["--seeds", "0", "--lr", "0.001", "--test-targets", "8"]
 
 
 def fenced(language: str) -> list[str]:
@@ -25,7 +27,7 @@ def reference() -> list[list[str]]:
 
 
 def test_every_command_of_the_readme_runs(nano_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    places = {name: str(tmp_path / name) for name in ("ZOO", "TARGET", "ORACLE")} | {"charts-tiny": str(nano_recipe), "512": "96"}
+    places = {name: str(tmp_path / name) for name in ("ZOO", "TARGET", "ORACLE", "OTHER", "COMPARISON")} | {"charts-tiny": str(nano_recipe), "512": "96"}
     ran = []
     for words in reference():
         if words == ["demo"]:
@@ -35,7 +37,7 @@ def test_every_command_of_the_readme_runs(nano_recipe: Path, tmp_path: Path, cap
             command += ["--oracle", places["ORACLE"]]
         assert main(command) == 0, (command, capsys.readouterr().err)
         ran.append(" ".join(words[:2] if words[0] == "zoo" else words[:1]))
-    assert ran == ["zoo build", "zoo show", "zoo export", "train", "eval", "questions", "ask", "read", "verify"]
+    assert ran == ["zoo build", "zoo show", "zoo export", "train", "eval", "questions", "ask", "read", "verify", "scramble", "compare", "budget"]
 
 
 def test_the_python_of_the_readme_runs(nano_target: Path, nano_oracle: Path, capsys: pytest.CaptureFixture[str]):
