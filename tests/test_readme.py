@@ -27,7 +27,8 @@ def reference() -> list[list[str]]:
 
 
 def test_every_command_of_the_readme_runs(nano_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    places = {name: str(tmp_path / name) for name in ("ZOO", "TARGET", "ORACLE", "OTHER", "COMPARISON")} | {"charts-tiny": str(nano_recipe), "512": "96"}
+    places = {name: str(tmp_path / name) for name in ("ZOO", "TARGET", "ORACLE", "OTHER", "COMPARISON")}
+    places |= {"charts-tiny": str(nano_recipe), "512": "96"}
     ran = []
     for words in reference():
         if words == ["demo"]:
@@ -37,7 +38,8 @@ def test_every_command_of_the_readme_runs(nano_recipe: Path, tmp_path: Path, cap
             command += ["--oracle", places["ORACLE"]]
         assert main(command) == 0, (command, capsys.readouterr().err)
         ran.append(" ".join(words[:2] if words[0] == "zoo" else words[:1]))
-    assert ran == ["zoo build", "zoo show", "zoo export", "train", "eval", "questions", "ask", "read", "verify", "scramble", "compare", "budget"]
+    known = ["zoo build", "zoo show", "zoo export", "train", "eval", "questions", "ask", "read", "verify", "scramble", "compare", "budget"]
+    assert ran == known
 
 
 def test_the_python_of_the_readme_runs(nano_target: Path, nano_oracle: Path, capsys: pytest.CaptureFixture[str]):
