@@ -31,7 +31,8 @@ def family_of(config: Mapping[str, Any], where: str) -> str:
     found = architectures[0] if isinstance(architectures, list) and architectures else None
     if isinstance(kind, str) and kind in FAMILIES and (found is None or found in FAMILIES[kind].architectures):
         return kind
-    hint = f"supported: {', '.join(f'{name} ({family.architectures[0]})' for name, family in FAMILIES.items())}"
+    known = ", ".join(f"{name} ({family.architectures[0]})" for name, family in FAMILIES.items())
+    hint = f"supported: {known}; another is declared as a Family in targets/families.py and folded in weights/fold.py"
     raise UserError(f"the architecture {shown(found or kind)} is not supported", where=where, hint=hint)
 
 
