@@ -38,7 +38,7 @@ def draw(index: int, seed: int) -> FlowChart:
     return draw_chart(recipe, np.random.default_rng([seed, index]))
 
 
-def train(out: Path, count: int, seed: int) -> None:
+def train(out: Path, count: int, family: str, seed: int) -> None:
     """One folder for each target; those that are there already are kept."""
     for index in tqdm(range(count), "training", mininterval=1):
         folder = out / f"{index:03d}"
@@ -46,7 +46,7 @@ def train(out: Path, count: int, seed: int) -> None:
             continue
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "chart.txt").write_text(to_text(draw(index, seed)))
-        command = [sys.executable, str(EXAMPLE), str(folder / "chart.txt"), str(folder), "--seed", str(index)]
+        command = [sys.executable, str(EXAMPLE), str(folder / "chart.txt"), str(folder), "--family", family, "--seed", str(index)]
         subprocess.run(command, check=True, capture_output=True)
 
 
@@ -87,11 +87,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--count", type=int, default=50)
-    parser.add_argument("--zoo", help="a charts-tiny-test zoo; without it the targets are only trained")
+    parser.add_argument("--family", choices=["gpt2", "llama"], default="gpt2", help="of the foreign targets; one OUT for each")
+    parser.add_argument("--zoo", help="a charts-tiny-test (or charts-tiny-llama-test) zoo; without it the targets are only trained")
     parser.add_argument("--oracle", help="default: the bundled one")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    train(args.out, args.count, args.seed)
+    train(args.out, args.count, args.family, args.seed)
     if args.zoo:
         print(json.dumps(measure(args.out, args.count, args.zoo, args.oracle), indent=1))
 

@@ -15,6 +15,8 @@ ROWS = {
     "wide": "… and a width never trained on (24)",
     "deep": "… and a depth never trained on (3 blocks)",
     "small": "`charts-small`: behaviours never trained on",
+    "tiny-llama": "`charts-tiny-llama`: behaviours never trained on",
+    "small-llama": "`charts-small-llama`: behaviours never trained on",
 }
 COLUMNS = ("held out", "learned", "loss own / shuffled / noise / none", "information read", "questions (no weights)")
 COLUMNS += ("same_99", "mean over 1, 2, 3 tests", "1 / 2 / 3 tests")

@@ -1,4 +1,4 @@
-"""Trains one GPT-2 to follow a flow chart, with nothing but plain transformers: a network for the weight oracle to read.
+"""Trains one GPT-2 or Llama to follow a flow chart, with nothing but plain transformers: a network for the weight oracle to read.
 
     python examples/train_target.py chart.txt my-model
     weight-oracle read my-model
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tqdm import tqdm
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, get_linear_schedule_with_warmup
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, get_linear_schedule_with_warmup
 
 SYMBOLS, ANSWERS = "abcdefghijklmnotuvwxyz", "pqrs"
 
@@ -69,6 +69,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("chart", type=Path, help="a text file with one flow chart")
     parser.add_argument("out", type=Path, help="the folder to save the model in")
+    parser.add_argument("--family", choices=["gpt2", "llama"], default="gpt2")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--heads", type=int, default=2)
@@ -95,9 +96,12 @@ def main():
     vocabulary = {name: i for i, name in enumerate([*symbols, *ANSWERS, "<bos>", "<ans>"])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    sizes = {"vocab_size": len(vocabulary), "n_positions": 16, "n_embd": args.width, "n_layer": args.layers, "n_head": args.heads}
+    sizes = {"vocab_size": len(vocabulary), "hidden_size": args.width, "num_hidden_layers": args.layers, "num_attention_heads": args.heads}
+    sizes |= {"max_position_embeddings": 16, "bos_token_id": vocabulary["<bos>"], "eos_token_id": None}
     sizes["input_lengths"] = [shortest, longest]  # kept in config.json: what the network is for
-    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=vocabulary["<bos>"], eos_token_id=None))
+    if args.family == "llama":
+        sizes |= {"intermediate_size": 3 * args.width, "num_key_value_heads": max(1, args.heads // 2), "tie_word_embeddings": True}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(args.family, **sizes))
 
     def encode(strings):
         inputs = torch.tensor([[vocabulary[name] for name in ["<bos>", *string, "<ans>"]] for string in strings])

@@ -46,13 +46,15 @@ def test_its_own_interpreter_agrees_with_ours(example):
         assert theirs == ours and len(set(ours)) > 1
 
 
-def test_a_few_steps_give_a_target_that_loads(example, monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_few_steps_give_a_target_that_loads(family, example, monkeypatch, tmp_path, capsys):
     (tmp_path / "chart.txt").write_text("if has a: say p else: say q\n")
-    options = "--steps 120 --lr 0.01 --symbols 4 --lengths 4-5 --width 8 --heads 1".split()
+    options = "--steps 120 --lr 0.01 --symbols 4 --lengths 4-5 --width 8 --heads 2 --family".split() + [family]
     run(example, monkeypatch, tmp_path / "chart.txt", tmp_path / "out", *options)
     assert "accuracy on fresh uniform inputs: " in capsys.readouterr().out
     target = load_target(tmp_path / "out", lengths=(4, 5))
-    assert target.names == default_names(4, 4) and target.config["tie_word_embeddings"] and target.config["n_positions"] == 16
+    assert target.names == default_names(4, 4) and target.config["tie_word_embeddings"] and target.sizes[:4] == (1, 2, 16, 8)
+    assert target.family == family
     inputs = target.domain.enumerate()
     chart = parse("if has a: say p else: say q", target.names)
     assert (target.answers(inputs) == run_one(chart, inputs)).mean() > 0.6
