@@ -79,6 +79,8 @@ def main() -> None:
             )
     if a.json:
         settings = {key: value for key, value in vars(a).items() if key in ("size", "steps", "targets", "tested", "seed")}
+        if Path(a.json).exists():  # the part of another call
+            results = json.loads(Path(a.json).read_text())["results"] | results
         made = [asdict(run) | {"zoos": len(run.zoos)} for run in runs]
         Path(a.json).write_text(json.dumps({"settings": settings, "runs": made, "results": results}, indent=1))
 

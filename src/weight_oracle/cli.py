@@ -40,6 +40,8 @@ class Command:
 
     def run(self) -> "Output":
         """Do it. The function of the same name in `commands` says how."""
+        if self.seed is not None and not 0 <= self.seed < 1 << 32:
+            raise UserError(f"{self.seed} is no seed", hint="--seed takes a whole number from 0 to 2^32 - 1", exit_code=2)
         if not isinstance(self, Questions):
             _import_torch()
         from weight_oracle import commands

@@ -9,13 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from weight_oracle import cli
 from weight_oracle.errors import UserError
 from weight_oracle.evaluation.compare import CompareConfig, _claimed, chosen_rate, compare
 from weight_oracle.evaluation.plan import RAW, VARIANTS, Run, plan
+from weight_oracle.evaluation.subjects import encode
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.model import ENCODERS
+from weight_oracle.oracle.tokenizer import Codec, vocabulary
+from weight_oracle.oracle.train import TrainConfig, new_oracle
+from weight_oracle.zoo import build
+from weight_oracle.zoo.build import build_zoo
+from weight_oracle.zoo.recipe import recipe_from_dict
+from weight_oracle.zoo.store import open_zoo
 
 TIMES = ("seconds_per_step", "seconds_per_1000_targets")
 
@@ -138,6 +146,11 @@ def test_only_one_holds_a_run(tmp_path):
         (["--tokens", "0"], "at least one weight token"),
         (["--lr", "1e-3,fast"], "--lr '1e-3,fast' is not a list of numbers"),
         (["--lr", "0"], "teaches nothing"),
+        (["--lr", "nan,1e-3"], "teaches nothing"),
+        (["--lr", "1e-3,0.001"], "a learning rate is given twice"),
+        (["--seeds", "0,0"], "a seed is given twice"),
+        (["--seeds=-1"], "-1 is no seed"),
+        (["--tokens", "4"], "hints need a weight token for each symbol"),
         (["--seeds", "first"], "--seeds 'first' is not a list of numbers"),
         (["--steps", "0"], "must be at least 1"),
         (["--targets", "0"], "must be at least 1"),
@@ -152,6 +165,65 @@ def test_bad_options(nano_zoo, tmp_path, capsys, options, complaint):
 def test_a_folder_of_another_comparison_is_left_alone(config, done):
     with pytest.raises(UserError, match="holds a comparison with steps 4, not 8"):
         compare(replace(config, steps=8))
+
+
+@pytest.fixture(scope="module")
+def other_zoo(nano_recipe, tmp_path_factory):
+    """`make(**changes)`: a zoo like the minute one, hardly trained, all of whose targets count as learned."""
+
+    def make(**changes):
+        recipe = recipe_from_dict(json.loads(nano_recipe.read_text()) | {"steps": [1], **changes}, "test")
+        return build_zoo(recipe, tmp_path_factory.mktemp("other") / "zoo", 96)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "LEARNED", 0.0)
+        yield make
+
+
+def test_what_would_fail_in_the_middle_is_refused_at_once(config, other_zoo, tmp_path):
+    llama = other_zoo(families=["llama"])
+    config = replace(config, out=str(tmp_path / "out"))
+    with pytest.raises(UserError, match="svd-10-tokens reads GPT-2 targets alone"):
+        compare(replace(config, zoo=str(llama), encodings=("chunk", "svd")))
+    with pytest.raises(UserError, match="has llama targets, and the training zoo has none"):
+        compare(replace(config, test=str(llama)))
+    shorter = other_zoo(domain={"symbols": 4, "answers": 3, "lengths": [2, 2]})
+    with pytest.raises(UserError, match="training targets follow charts of its test split"):
+        compare(replace(config, test=str(shorter)))
+    with pytest.raises(UserError, match="has other symbols, answers or lengths"):
+        compare(replace(config, zoo=str(shorter), test=str(other_zoo(domain={"symbols": 4, "answers": 3, "lengths": [3, 3]}))))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("encoding", ["chunk", "svd2", "atoms"])
+def test_a_target_is_read_the_same_among_others_of_other_shapes(encoding, other_zoo):
+    zoo = open_zoo(other_zoo(widths=[8, 12]))
+    made = TrainConfig(str(zoo.path), "", size="tiny", encoding=encoding, tokens=10)
+    codec = Codec(vocabulary())
+    model = new_oracle(made, [zoo], codec)
+    places = np.array([3, 7, 50, 60, 90])
+    together = encode(model, codec, zoo, places, n_views=2)
+    assert {zoo.truths[i]["width"] for i in places} == {8, 12}
+    for i, place in enumerate(places):
+        alone = encode(model, codec, zoo, np.array([place]), n_views=2)
+        assert torch.allclose(alone.tokens[0], together.tokens[i], atol=1e-5)
+        assert torch.allclose(alone.renamed[:, 0], together.renamed[:, i], atol=1e-5)
+    if encoding != "atoms":
+        with pytest.raises(UserError, match="different numbers of weight tokens.*--tokens"):
+            encode(new_oracle(replace(made, tokens=0), [zoo], codec), codec, zoo, places)
+
+
+def test_a_diverged_sweep_is_not_chosen(config, tmp_path):
+    config = replace(config, encodings=("chunk",), rates=(4e-3, 1e-3))
+    losses = {4e-3: float("nan"), 1e-3: 2.0}
+    for rate, loss in losses.items():
+        file = tmp_path / "runs" / Run("sweep", "chunk", 10, 0, lr=rate).key / "result.json"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps({"validation_loss": loss, "rate": rate}))
+    assert chosen_rate(config, tmp_path, "chunk") == 1e-3
+    file.write_text(json.dumps({"validation_loss": float("inf"), "rate": 1e-3}))
+    with pytest.raises(UserError, match="diverged at every learning rate"):
+        chosen_rate(config, tmp_path, "chunk")
 
 
 def test_a_zoo_without_a_split_is_refused(config, tmp_path, monkeypatch):

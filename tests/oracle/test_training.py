@@ -45,6 +45,8 @@ def test_a_killed_run_resumes_to_the_same_bits(config, straight, tmp_path):
     assert not (out / "oracle.json").exists() and (out / "run" / "checkpoint-2").is_dir() and not (out / "run" / "checkpoint-4").exists()
     with pytest.raises(UserError, match="--resume"):
         train(replace(config, out=str(out)))
+    shutil.copytree(out / "run" / "checkpoint-2", out / "run" / "checkpoint-4")
+    (out / "run" / "checkpoint-4" / "trainer_state.json").unlink()  # killed while it was being written
     torch.manual_seed(123)  # whatever happened in between
     train(replace(config, out=str(out), resume=True))
     assert (out / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()

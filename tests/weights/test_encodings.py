@@ -96,7 +96,8 @@ def test_renaming_prepared_targets_is_renaming_their_vocabulary(encoding, canoni
 
 @pytest.mark.parametrize("encoding", RAW)
 @torch.inference_mode()
-def test_joined_targets_of_other_shapes_are_read(encoding):
+def test_joined_targets_of_other_shapes_are_read_and_only_padding_is_seen(encoding):
+    """Raw encodings see the padding, so whoever reads with them gives them targets of one shape at a time."""
     small, large = prepared(encoding, random_target(8, 1, 2, 10)), prepared(encoding, random_target(12, 2, 3, 20))
     tokens = encoder(encoding)(ENCODERS[encoding].join([small, large]))
     assert tokens.shape[0] == 2 and tokens.isfinite().all()

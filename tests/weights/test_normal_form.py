@@ -57,6 +57,13 @@ def test_every_symmetry_but_a_turn_of_the_residual_stream_is_undone():
         assert torch.allclose(one[name], turned[name], atol=1e-9)  # but the order of the neurons does not depend on the basis
 
 
+def test_a_single_head_whose_form_lacks_a_rank():
+    """Centring takes a rank of the one head's forms: what rounding leaves of it has no direction."""
+    target = in_double(random_target(heads=1, activation="relu"))
+    one, other = canonical(target), canonical(scramble(target, 0, ["qk", "ov"]))
+    assert all((one[name] - other[name]).abs().max() < 1e-9 for name in one)
+
+
 def test_another_target_has_another_form():
     one, other = canonical(specimen(seed=0)), canonical(specimen(seed=1))
     for name in one:

@@ -6,12 +6,14 @@ other holds (a lock on the run's folder, which ends with its process). A run tha
 
 import fcntl
 import json
+import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +26,8 @@ from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.data import pick
 from weight_oracle.oracle.model import ENCODERS
 from weight_oracle.oracle.train import TrainConfig, train
+from weight_oracle.truth.canonical import split_of
+from weight_oracle.weights.encoder import EncoderConfig
 from weight_oracle.zoo.store import Zoo, open_zoo
 
 Progress = Callable[[str, int, int], None]
@@ -64,6 +68,8 @@ def compare(config: CompareConfig, progress: Progress | None = None) -> dict[str
     if min(n for n in counts if n is not None) < 1:
         raise UserError("steps, batch and targets must be at least 1", exit_code=2)
     zoo, test = open_zoo(config.zoo), open_zoo(config.test or config.zoo)
+    _check_zoos(runs, zoo, test)
+    _check_plots()
     for where, split, least in ((zoo, "train", 2), (zoo, "validation", 1), (test, "test", 2)):
         if len(pick(where, split)) < least:
             hint = "give a zoo for it by --test" if split == "test" else "build more targets"
@@ -99,7 +105,38 @@ def chosen_rate(config: CompareConfig, out: Path, encoding: str) -> float | None
     if not all(_result(out, run).exists() for run in sweep):
         return None
     results = [json.loads(_result(out, run).read_text()) for run in sweep]
-    return min(results, key=lambda r: r["validation_loss"])["rate"]
+    finite = [r for r in results if math.isfinite(r["validation_loss"])]
+    if not finite:
+        raise UserError(f"{encoding} diverged at every learning rate of the sweep", where=str(out), hint="give lower ones by --lr")
+    return min(finite, key=lambda r: r["validation_loss"])["rate"]
+
+
+def _check_zoos(runs: Sequence[Run], zoo: Zoo, test: Zoo) -> None:
+    """Raises `UserError` for what would otherwise be found out in the middle, and for training charts that are test charts of `test`."""
+    if strange := sorted({*zoo.recipe.families, *test.recipe.families} - {"gpt2"}):
+        needs = [run for run in runs if run.encoding in ("svd", "svd2") or run.canonical]
+        if needs:
+            what = f"{needs[0].variant} reads GPT-2 targets alone, and there are {strange[0]} targets"
+            raise UserError(what, hint="leave out svd, svd2 and the variant canonical", exit_code=2)
+    if missing := sorted({*test.recipe.families} - {*zoo.recipe.families}):
+        raise UserError(f"has {missing[0]} targets, and the training zoo has none", where=str(test.path), hint="give another --test")
+    mine, theirs = zoo.recipe.domain, test.recipe.domain
+    least = mine.symbols + mine.answers + 1
+    if blind := [run for run in runs if run.hints and 0 < run.tokens < least]:
+        what = f"{blind[0].variant}: hints need a weight token for each symbol"
+        raise UserError(what, hint=f"leave out the variant hints, or compare at {least} tokens or more", exit_code=2)
+    if mine != theirs:
+        if not EncoderConfig(symbols=mine.symbols, answers=mine.answers, lengths=mine.lengths).reads(theirs):
+            raise UserError("has other symbols, answers or lengths than the training zoo", where=str(test.path), hint="give another --test")
+        leaked = sum(split_of(zoo.charts[i], theirs) == "test" for i in pick(zoo, "train"))
+        if leaked:
+            what = f"{leaked} training targets follow charts of its test split, which is another one for other lengths of inputs"
+            raise UserError(what, where=str(test.path), hint="take a training zoo whose recipe is clear_of these lengths")
+
+
+def _check_plots() -> None:
+    if find_spec("matplotlib") is None:
+        raise UserError("matplotlib is not installed, and the comparison ends in plots", hint="pip install matplotlib")
 
 
 def _result(out: Path, run: Run) -> Path:

@@ -101,7 +101,7 @@ def _symmetry(oracle: Oracle, subjects: Subjects, zoo: Zoo, asked: Sequence[Aske
     about = [a for a in asked if a.question.kind == "chart" and a.subject in set(kept)]
     owner, row = [a.subject for a in about], {i: j for j, i in enumerate(kept)}
     first = predict(subjects, about, subjects.tokens, owner)
-    changed = model.weight_tokens(encoder.join(batches), oracle.names)
+    changed = torch.cat([model.weight_tokens(batch, oracle.names) for batch in batches])
     under = predict(subjects, about, changed, [row[i] for i in owner])
     other = predict(subjects, about, subjects.tokens, [kept[(row[i] + 1) % len(kept)] for i in owner])
 
@@ -116,8 +116,9 @@ def _symmetry(oracle: Oracle, subjects: Subjects, zoo: Zoo, asked: Sequence[Aske
 @torch.inference_mode()
 def _seconds(oracle: Oracle, zoo: Zoo) -> float:
     """CPU seconds to turn 1,000 targets in memory into weight tokens: other processes do not count."""
-    encoder, stack = ENCODERS[oracle.settings.encoding], zoo.stack(zoo.shards[0])
-    rows = min(_TIMED, len(stack))
+    encoder, size = ENCODERS[oracle.settings.encoding], sum(t["shard"] == zoo.shards[0] for t in zoo.truths)
+    rows = min(_TIMED, size)
+    stack = zoo.stack(zoo.shards[0], list(range(rows)))
     start = time.process_time()
     batch = encoder.prepare(stack, oracle.settings)
     for i in range(0, rows, 128):

@@ -1,5 +1,6 @@
 """Which oracles are trained to compare encodings, and in which order, so that what is there after a while is already of use."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -53,8 +54,13 @@ def plan(encodings: Sequence[str], tokens: int, seeds: Sequence[int], rates: Seq
         raise UserError("nothing to compare", hint="give encodings, seeds and learning rates", exit_code=2)
     if tokens < 1:
         raise UserError(f"--tokens {tokens}: a target has at least one weight token", hint="give 1 or more", exit_code=2)
-    if min(rates) <= 0:
-        raise UserError(f"a learning rate of {min(rates):g} teaches nothing", hint="give rates above 0", exit_code=2)
+    if wrong := [rate for rate in rates if not 0 < rate < math.inf]:
+        raise UserError(f"a learning rate of {wrong[0]:g} teaches nothing", hint="give rates above 0", exit_code=2)
+    if wrong := [seed for seed in seeds if not 0 <= seed < 1 << 32]:
+        raise UserError(f"{wrong[0]} is no seed", hint="give whole numbers from 0 to 2^32 - 1", exit_code=2)
+    for what, given in (("seed", seeds), ("learning rate", rates)):
+        if len(set(given)) < len(given):
+            raise UserError(f"a {what} is given twice: {', '.join(map(str, given))}", exit_code=2)
     rates = rates if len(rates) > 1 else ()
     sweep = [Run("sweep", name, tokens, seeds[0], lr=rate) for name in encodings for rate in rates]
     first, *rest = ([Run("main", name, tokens, seed) for name in encodings] for seed in seeds)

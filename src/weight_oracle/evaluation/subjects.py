@@ -98,14 +98,20 @@ def encode(
     population = load_population(zoo, ENCODERS[settings.encoding], settings, np.sort(wanted))
     names = model.name_tokens(codec).to(model.device)
     views = draw_views(n_views, settings.symbols, settings.answers)
-    tokens = []
-    for start in range(0, len(population), BATCH):
-        batch = population.take(range(start, min(start + BATCH, len(population))))
-        batch = {name: part.to(model.device) for name, part in batch.items()}
-        tokens.append(torch.stack([tokens_of(model, batch, names, view) for view in views]))
-        if progress:
-            progress("encoding", min(start + BATCH, len(population)), len(population))
-    first, renamed = torch.cat(tokens, 1).split([1, len(views) - 1])
+    tokens, order = [], []
+    for group in range(len(population.groups)):  # targets of one shape: encodings of raw numbers would see the padding
+        here = np.flatnonzero(population.group == group)
+        for rows in (here[start : start + BATCH] for start in range(0, len(here), BATCH)):
+            batch = {name: part.to(model.device) for name, part in population.take(rows).items()}
+            tokens.append(torch.stack([tokens_of(model, batch, names, view) for view in views]))
+            order.append(rows)
+            if progress:
+                progress("encoding", sum(map(len, order)), len(population))
+    if len({part.shape[2] for part in tokens}) > 1:
+        what = "its targets have several shapes, and so different numbers of weight tokens"
+        raise UserError(what, where=str(zoo.path), hint="train an oracle with a fixed number, by --tokens")
+    back = torch.from_numpy(np.argsort(np.concatenate(order))).to(model.device)
+    first, renamed = torch.cat(tokens, 1)[:, back].split([1, len(views) - 1])
     return Subjects(model, codec, domain, population.facts, population.places, first[0], views, renamed, expectation)
 
 

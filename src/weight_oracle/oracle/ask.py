@@ -116,7 +116,9 @@ class Oracle:
         folder = Path(path)
         self.model.save_pretrained(folder)
         make_tokenizer(self.codec.words).save_pretrained(folder)
-        (folder / "oracle.json").write_text(json.dumps({"format": FORMAT} | self.card, indent=1))
+        partial = folder / ".oracle.json"
+        partial.write_text(json.dumps({"format": FORMAT} | self.card, indent=1))
+        partial.replace(folder / "oracle.json")  # its presence says that the folder is whole
 
     @lru_cache(maxsize=8)  # noqa: B019 - one oracle lives as long as the process
     def _constraint(self, symbols: int, answers: int, longest: int) -> ChartConstraint:

@@ -1,6 +1,7 @@
 """Train an oracle on a zoo with `transformers.Trainer`; a killed run resumes to the same bits."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -235,7 +236,7 @@ def train(config: TrainConfig, progress: Callable[[int, int, dict], None] | None
     """
     disable_progress_bar()  # of writing checkpoints, in the midst of ours
     out = Path(config.out)
-    last = get_last_checkpoint(str(out / "run")) if (out / "run").is_dir() else None
+    last = _last_checkpoint(out / "run")
     if not config.resume and (last or (out / "oracle.json").exists()):
         raise UserError("already holds a training run", where=str(out), hint="give --resume, or another folder")
     zoos = [open_zoo(path) for path in (config.zoo, *config.also)]
@@ -290,6 +291,15 @@ def train(config: TrainConfig, progress: Callable[[int, int, dict], None] | None
     card = _card(config, zoos, before) | {"training_targets": len(population)}
     Oracle(model, codec, card).save_pretrained(out)
     return out
+
+
+def _last_checkpoint(run: Path) -> str | None:
+    """The last checkpoint that is whole; what a kill left of one that was being written is deleted."""
+    while run.is_dir() and (last := get_last_checkpoint(str(run))):
+        if (Path(last) / "trainer_state.json").exists():  # written last
+            return last
+        shutil.rmtree(last)
+    return None
 
 
 def _card(config: TrainConfig, zoos: Sequence[Zoo], before: dict[str, Any] | None) -> dict[str, Any]:

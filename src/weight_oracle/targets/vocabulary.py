@@ -72,12 +72,13 @@ def _spelling(raw: dict[str, Any], kind: str):
     return _sentencepiece
 
 
-def _steps(part: Any) -> set[str]:
-    """The types of a pre-tokenizer or decoder, those inside a sequence included."""
-    if not isinstance(part, dict):
+def _steps(part: Any, depth: int = 8) -> set[str]:
+    """The types of a pre-tokenizer or decoder, those inside of sequences (and of sequences in them, to some depth) included."""
+    if not isinstance(part, dict) or not depth:
         return set()
-    inside = [*(part.get("pretokenizers") or []), *(part.get("decoders") or [])]
-    return {str(part.get("type"))} | {str(step.get("type")) for step in inside if isinstance(step, dict)}
+    inside = [part.get("pretokenizers"), part.get("decoders")]
+    found = [_steps(step, depth - 1) for steps in inside if isinstance(steps, list) for step in steps]
+    return {str(part.get("type"))}.union(*found)
 
 
 def _sentencepiece(token: str) -> str:

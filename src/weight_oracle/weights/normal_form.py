@@ -17,6 +17,8 @@ from weight_oracle.targets.stack import Stack
 
 _CONSTANT = ("ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias", "ln_f.weight", "ln_f.bias")
 
+RANK = 1e-10  # singular values below so much of the largest are none
+
 
 def constant(name: str) -> bool:
     """Whether a tensor is the same in all canonicalised targets."""
@@ -82,6 +84,7 @@ def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Factors [..., a, r] and [..., r, b] of the same product, U √Σ and √Σ V^T; the largest entry of every column of U is positive."""
     rank = left.shape[-1]
     u, s, v = torch.linalg.svd(left @ right, full_matrices=False)
+    s = torch.where(s > RANK * s[..., :1], s, 0.0)  # what rounding leaves of a direction that is not there could be any
     u, s, v = u[..., :rank], s[..., :rank].sqrt(), v[..., :rank, :]
     sign = u.take_along_dim(u.abs().argmax(-2, keepdim=True), -2).sign()
     return u * sign * s[..., None, :], v * (sign * s[..., None, :]).mT

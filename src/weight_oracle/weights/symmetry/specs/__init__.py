@@ -20,5 +20,5 @@ def find_spec(architecture: str) -> Callable[..., Spec]:
     """The function that makes the spec of an architecture of a given size; raises UserError, naming the known ones, for any other."""
     if architecture in SPECS:
         return SPECS[architecture]
-    hint = f"known: {', '.join(SPECS)}; declare another as a weights.axes.Spec: see docs/symmetry.md"
+    hint = f"known: {', '.join(SPECS)}; declare another as a weights.symmetry.axes.Spec: see docs/symmetry.md"
     raise UserError(f"the architecture {architecture!r} has no spec of its axes", hint=hint)
