@@ -18,9 +18,15 @@ PACKAGE = Path(__file__).parent.parent / "src" / "weight_oracle" / "bundled" / B
 KEPT = ("zoo", "targets", "learned", "loss", "gap", "information_read", "questions", "charts")
 
 
+def stages(card: dict) -> int:
+    """How many trainings an oracle went through."""
+    return 1 + (stages(card["after"]) if "after" in card else 0)
+
+
 def commands(card: dict, name: str = "ORACLE") -> list[str]:
     """What made an oracle: the zoos as they were at its training, and before that the oracle that it started from."""
-    done = commands(card["after"], "BEFORE") if "after" in card else []
+    start = f"STAGE-{stages(card) - 1}"
+    done = commands(card["after"], start) if "after" in card else []
     before = {zoo["recipe"]: zoo["built"] for zoo in card["after"]["zoos"]} if done else {}
     for zoo in card["zoos"]:
         if RECIPES[zoo["recipe"]].hash != zoo["hash"]:
@@ -31,10 +37,10 @@ def commands(card: dict, name: str = "ORACLE") -> list[str]:
     names = [training["zoo"], *training["also"]]
     options = [f"--also {' '.join(names[1:])}"] * (len(names) > 1)
     for field in fields(TrainConfig):
-        value = training[field.name]
+        value = training.get(field.name, getattr(plain, field.name))
         if field.name not in ("zoo", "out", "also", "start", "resume") and value != getattr(plain, field.name):
             options.append(f"--{field.name.replace('_', '-')} {value}")
-    options += ["--start BEFORE"] * bool(before)
+    options += [f"--start {start}"] * bool(before)
     return [*done, " ".join(["weight-oracle train", names[0], name, *options])]
 
 
