@@ -103,8 +103,10 @@ def _expected(batch: Batch, lengths: tuple[int, int], S: int) -> tuple[list[Expe
         given = weight[:, :, -K:]  # at <ans>
         inside = given[..., : S * n].unflatten(-1, (S, n))
         places = inside.sum(3)  # [B, H, K, n]
-        alone = S * inside / (1 - places[..., None, :] + S * inside).clamp(min=1e-6)
-        ans = given[..., -K:].diagonal(0, 2, 3)
+        ans, bos = given[..., -K:].diagonal(0, 2, 3), given[..., S * n]
+        # what all others than a place get, added up: 1 - places has no digits left where a place gets nearly everything
+        others = places @ (1 - torch.eye(n, dtype=rows.dtype, device=rows.device)) + (ans + bos)[..., None]
+        alone = S * inside / (others[..., None, :] + S * inside).clamp(min=1e-6)
         symbols = alone.permute(0, 1, 3, 2, 4).flatten(3)
         # what a symbol at a place adds to the stream at <ans>, beyond the average symbol
         added = (alone[..., None] * value[:, :, None, : S * n].unflatten(3, (S, n))).sum(1)  # [B, K, S, n, d]
@@ -113,7 +115,7 @@ def _expected(batch: Batch, lengths: tuple[int, int], S: int) -> tuple[list[Expe
         drive = lambda x: x[:, -K:].transpose(1, 2)  # noqa: E731
         effect, direct = (_read(added, reader) for reader in (batch["read"][:, i], batch["readouts"]))
         up = (drive(factor), _read(added, batch["up"][:, i]), inner(factor)) if "up" in batch else None
-        found.append(Expected(symbols, given[..., S * n], ans, places, drive(read), effect, direct, inner(read), up))
+        found.append(Expected(symbols, bos, ans, places, drive(read), effect, direct, inner(read), up))
     return found, batch["readouts"] @ _norm(x[:, -K:], width).transpose(1, 2) + batch["logit_bias"][..., None]
 
 
