@@ -11,10 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.ask import FORMAT, Answer, Oracle
-from weight_oracle.targets.checkpoint import save_target
+from weight_oracle.targets.checkpoint import make_target, save_target
+from weight_oracle.targets.stacked import tensor_shapes
 from weight_oracle.truth.domain import Domain, Names
 from weight_oracle.truth.flowchart import to_text
 from weight_oracle.truth.parse import parse
+from weight_oracle.zoo.store import target_config
 
 QUESTIONS = ["which symbols matter?", "does order matter?", "what does it answer on a b c?", "can it ever answer q?", "draw the flow chart"]
 OWN = Names(("x1", "x2", "x3", "x4"), ("red", "green", "blue"))
@@ -170,3 +172,12 @@ def test_what_is_no_oracle_of_this_version(saved, tmp_path, how):
 def test_no_folder_at_all(tmp_path):
     with pytest.raises(UserError, match="no oracle.json"):
         Oracle.from_pretrained(tmp_path / "nowhere")
+
+
+def test_a_family_it_was_not_trained_on_is_refused(oracle, zoo, targets):
+    shape = replace(zoo.shape(zoo.shards[0]), family="llama", kv_heads=1)
+    tensors = {name: torch.randn(size) for name, size in tensor_shapes(shape).items()}
+    config = target_config(shape, {"n_positions": 8, "tied": False})
+    target = make_target(config, tensors, targets[0].names, zoo.recipe.domain.lengths)
+    with pytest.raises(UserError, match="the target is a llama.*trained on gpt2 alone"):
+        oracle.read(target)
