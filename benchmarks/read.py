@@ -164,8 +164,7 @@ def memory(folder: Path) -> dict[str, int]:
 def alone(way: str, folder: str, threads: int, config: Config) -> dict:
     """The result of one way in a fresh process."""
     command = [sys.executable, __file__, "--way", way, "--folder", folder, "--rounds", str(config.rounds), "--size", config.size]
-    # Threads that wait do not spin: on a machine that does other things besides, spinning ones make all times meaningless.
-    policy = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
+    policy = {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, env=os.environ | policy, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
