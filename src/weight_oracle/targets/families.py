@@ -64,6 +64,20 @@ def _checks(raw: Mapping[str, Any], where: str) -> tuple[Callable[[str, str], Us
     return fail, whole
 
 
+def _switches(
+    raw: Mapping[str, Any], needed: Mapping[str, bool], kind: str, tied: bool, fail: Callable[[str, str], UserError]
+) -> dict[str, bool]:
+    """The switches of a config, which must be as `needed`, and whether its embeddings are tied (default: `tied`)."""
+    config = {name: raw.get(name, value) for name, value in needed.items()}
+    for name, value in needed.items():
+        if config[name] is not value:
+            raise fail(name, f"{str(value).lower()}; this variant of {kind} is not supported")
+    config["tie_word_embeddings"] = raw.get("tie_word_embeddings", tied)
+    if not isinstance(config["tie_word_embeddings"], bool):
+        raise fail("tie_word_embeddings", "true or false")
+    return config
+
+
 def _gpt2_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     raw = {GPT2_ALIASES.get(name, name): value for name, value in raw.items()}
     fail, whole = _checks(raw, where)
@@ -83,14 +97,7 @@ def _gpt2_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     config["activation_function"] = raw.get("activation_function", "gelu_new")
     if config["activation_function"] not in GPT2_ACTIVATIONS:
         raise fail("activation_function", f"one of {', '.join(GPT2_ACTIVATIONS)}")
-    for name, needed in GPT2_SWITCHES.items():
-        config[name] = raw.get(name, needed)
-        if config[name] is not needed:
-            raise fail(name, f"{str(needed).lower()}; this variant of GPT-2 is not supported")
-    config["tie_word_embeddings"] = raw.get("tie_word_embeddings", True)
-    if not isinstance(config["tie_word_embeddings"], bool):
-        raise fail("tie_word_embeddings", "true or false")
-    return config
+    return config | _switches(raw, GPT2_SWITCHES, "GPT-2", True, fail)
 
 
 def _gpt2_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -136,14 +143,7 @@ def _llama_config(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     config["hidden_act"] = raw.get("hidden_act", "silu")
     if config["hidden_act"] != "silu":
         raise fail("hidden_act", "silu; this variant of Llama is not supported")
-    for name, needed in LLAMA_SWITCHES.items():
-        config[name] = raw.get(name, needed)
-        if config[name] is not needed:
-            raise fail(name, f"{str(needed).lower()}; this variant of Llama is not supported")
-    config["tie_word_embeddings"] = raw.get("tie_word_embeddings", False)
-    if not isinstance(config["tie_word_embeddings"], bool):
-        raise fail("tie_word_embeddings", "true or false")
-    return config
+    return config | _switches(raw, LLAMA_SWITCHES, "Llama", False, fail)
 
 
 def _rope_theta(raw: Mapping[str, Any], where: str) -> float:
