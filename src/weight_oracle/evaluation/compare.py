@@ -7,7 +7,6 @@ other holds (a lock on the run's folder, which ends with its process). A run tha
 import fcntl
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ from typing import Any, Literal
 from weight_oracle.errors import UserError
 from weight_oracle.evaluation.measure import measure
 from weight_oracle.evaluation.plan import MEMORISED, VARIANTS, Run, plan
-from weight_oracle.evaluation.sidebyside import summarise
+from weight_oracle.evaluation.sidebyside import replace_text, summarise
 from weight_oracle.evaluation.subjects import sample_places
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.data import pick
@@ -155,7 +154,7 @@ def _same_settings(config: CompareConfig, zoo: Zoo, test: Zoo, out: Path) -> Non
         what = f"holds a comparison with {differ} {known.get(differ)}, not {settings[differ]}"
         raise UserError(what, where=str(out), hint="give another folder, or the same options")
     out.mkdir(parents=True, exist_ok=True)
-    _write(file, settings)
+    replace_text(file, json.dumps(settings))
 
 
 @contextmanager
@@ -218,7 +217,7 @@ def _execute(config: CompareConfig, run: Run, rate: float, zoo: Zoo, test: Zoo, 
         result |= measure(oracle, *held, None if memorise else zoo)
         shutil.rmtree(trained / "run", ignore_errors=True)
     result["seconds"] = time.monotonic() - start
-    _write(_result(out, run), result)
+    replace_text(_result(out, run), json.dumps(result))
 
 
 def _curve(lines: Sequence[dict], name: str) -> list[tuple[int, float]]:
@@ -229,11 +228,3 @@ def _pace(marks: Sequence[tuple[int, float]]) -> float | None:
     """CPU seconds per step, checks included, between the first and the last report; None where there was but one."""
     (first, start), (last, end) = (marks[0], marks[-1]) if marks else ((0, 0.0), (0, 0.0))
     return (end - start) / (last - first) if last > first else None
-
-
-def _write(file: Path, data: dict[str, Any]) -> None:
-    """All of it or nothing, also when two write at once."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.{os.getpid()}")
-    partial.write_text(json.dumps(data))
-    partial.replace(file)

@@ -46,8 +46,8 @@ def summarise(out: Path, runs: Sequence[Run], plots: bool) -> dict[str, Any]:
     _compare_with_best(rows, results)
     data = {"settings": json.loads((out / "settings.json").read_text()), "rows": rows, "sweep": sweeps}
     data |= {"finished": sum(map(len, results.values())) + sum(map(len, sweeps.values())), "planned": len(runs)}
-    _replace(out / "table.json", json.dumps(data, indent=1))
-    _replace(out / "table.md", markdown(data))
+    replace_text(out / "table.json", json.dumps(data, indent=1))
+    replace_text(out / "table.md", markdown(data))
     if plots and results:
         _plots(out, rows, results)
     return data
@@ -190,7 +190,9 @@ def _save(figure: Any, file: Path) -> None:
     partial.replace(file)
 
 
-def _replace(file: Path, text: str) -> None:
+def replace_text(file: Path, text: str) -> None:
+    """All of it or nothing, also when two processes write at once."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"{file.name}.{os.getpid()}")
     partial.write_text(text)
     partial.replace(file)
