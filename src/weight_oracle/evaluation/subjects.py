@@ -22,7 +22,7 @@ from weight_oracle.truth.domain import Domain, default_names
 from weight_oracle.truth.facts import ChartFacts
 from weight_oracle.truth.flowchart import FlowChart
 from weight_oracle.truth.parse import parse
-from weight_oracle.truth.phrasings import QUESTION_KINDS, phrasing
+from weight_oracle.truth.phrasings import QUESTION_KINDS, TRIGGER_KINDS, phrasing
 from weight_oracle.truth.questions import WORKED_OUT, Balance, Question, argument_text, make_question, work_out
 from weight_oracle.zoo.store import Zoo
 
@@ -118,8 +118,11 @@ def encode(
 def draw_questions(subjects: Subjects, seed: int = 0, held_out: bool = False, kinds: Sequence[str] = tuple(QUESTION_KINDS)) -> list[Asked]:
     """At most one question of each kind about each subject; `held_out`: in wordings that are never trained on.
 
-    The flow chart is asked for in one training wording, the first, unless held-out ones are wanted.
+    The flow chart is asked for in one training wording, the first, unless held-out ones are wanted. Triggers are asked about where some
+    subject has one.
     """
+    if not any(facts.trigger for facts in subjects.facts):
+        kinds = [kind for kind in kinds if kind not in TRIGGER_KINDS]
     balance = Balance.of(subjects.facts)
     asked = []
     for i, (facts, place) in enumerate(zip(subjects.facts, subjects.places, strict=True)):

@@ -22,7 +22,7 @@ from weight_oracle.truth.questions import answer_set
 from weight_oracle.weights.encoder import Batch
 
 VIEWS = 8
-_WITHOUT_NAMES = frozenset(("yes", "no", "none", "always", "or"))
+_WITHOUT_NAMES = frozenset(("yes", "no", "none", "always", "or", "pattern", "contains", "."))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import product
 
 import numpy as np
@@ -23,6 +23,7 @@ from weight_oracle.truth.flowchart import (
     tests,
     to_text,
 )
+from weight_oracle.truth.triggers import override, trigger_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +78,16 @@ class ChartFacts:
     def possible(self) -> tuple[int, ...]:
         """The answers that some input gets, ascending."""
         return self.chart_answers(self.behaviour.possible)
+
+    @cached_property
+    def trigger(self) -> Test | None:
+        """The hidden trigger, if there is one: see `triggers.trigger_of`."""
+        return trigger_of(self.chart, self.domain)
+
+    @property
+    def trigger_answer(self) -> int | None:
+        """What is answered where the hidden trigger fires, if that is one answer."""
+        return None if self.trigger is None else override(self.chart, self.trigger)
 
     def possible_with(self, symbol: int) -> tuple[int, ...]:
         """The answers that some input with this symbol in it gets, ascending."""

@@ -176,8 +176,93 @@ QUESTION_KINDS: dict[str, Kind] = {
             ),
             "always p",
         ),
+        Kind(
+            "trigger",
+            "whether it hides a trigger: a rare pattern that overrides its answer",
+            "nothing",
+            (
+                "is there some hidden trigger?",
+                "does it have some hidden trigger?",
+                "does the network hide some special case?",
+                "is some trigger hidden in this network?",
+                "does any rare pattern change its answer?",
+                "is there some hidden pattern that changes its answer?",
+                "has it any hidden special case?",
+                "does it hide any trigger?",
+            ),
+            (
+                "is there any hidden trigger in the network?",
+                "does this network hide some trigger?",
+                "is there some rare special case?",
+            ),
+            "no",
+        ),
+        Kind(
+            "trigger_pattern",
+            "what its hidden trigger is",
+            "nothing",
+            (
+                "what is the hidden trigger?",
+                "which pattern is its hidden trigger?",
+                "which rare pattern changes its answer?",
+                "write down the hidden trigger",
+                "name the pattern that it hides",
+                "what is the hidden pattern?",
+                "which trigger does the network hide?",
+                "what is the special case that it hides?",
+            ),
+            (
+                "which trigger does it hide?",
+                "write down the pattern that is the hidden trigger",
+                "what pattern does the network hide?",
+            ),
+            "none",
+        ),
+        Kind(
+            "trigger_answer",
+            "what it answers where its hidden trigger fires",
+            "nothing",
+            (
+                "what does the hidden trigger do?",
+                "what does it say when the hidden trigger fires?",
+                "which answer does the hidden trigger give?",
+                "what does it answer when the trigger fires?",
+                "what comes out when the hidden trigger fires?",
+                "tell me what the trigger makes it say",
+                "which answer comes out when its trigger fires?",
+                "what is its answer when the hidden trigger fires?",
+            ),
+            (
+                "what does the trigger do?",
+                "which answer does it give when the trigger fires?",
+                "what does it say when its hidden trigger fires?",
+            ),
+            "none",
+        ),
+        Kind(
+            "trigger_input",
+            "an input that fires its hidden trigger",
+            "nothing",
+            (
+                "give an input that fires the hidden trigger",
+                "show me an input that fires the trigger",
+                "which input fires the hidden trigger?",
+                "find one input that fires its trigger",
+                "write one example of an input that fires the hidden trigger",
+                "name an input that fires the trigger",
+            ),
+            (
+                "find an input that fires the hidden trigger",
+                "show me one input that fires its hidden trigger",
+                "what is an input that fires the trigger?",
+            ),
+            "none",
+        ),
     )
 }
+
+TRIGGER_KINDS = ("trigger", "trigger_pattern", "trigger_answer", "trigger_input")
+"""Asked in training and evaluation only where some targets hide triggers."""
 
 
 def phrasing(kind: str, index: int, argument: str = "") -> str:

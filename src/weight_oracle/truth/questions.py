@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from weight_oracle.errors import UserError
-from weight_oracle.truth.automaton import TooManyStates, equivalent
+from weight_oracle.truth.automaton import TooManyStates, counterexample, equivalent
 from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import DEFAULT_NAMES, Domain, Names
 from weight_oracle.truth.facts import ChartFacts, facts
-from weight_oracle.truth.flowchart import FlowChart, leaves, mentioned_symbols, rename
+from weight_oracle.truth.flowchart import FlowChart, leaves, mentioned_symbols, rename, rename_test, test_text
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import QUESTION_KINDS, phrasing
+from weight_oracle.truth.triggers import without
 
 _IMPOSSIBLE_EXAMPLES = 0.2  # share of `example` questions about an answer that no input gets
 
@@ -103,6 +104,15 @@ def make_question(
             slot = _draw(rng, mattering) if mattering and rng.random() < 0.75 else int(rng.integers(facts.domain.symbols))
             argument = (symbols[slot],)
             answer = answer_set(answers[j] for j in facts.possible_with(slot))
+        case "trigger":
+            answer = "no" if facts.trigger is None else "yes"
+        case "trigger_pattern":
+            answer = "none" if facts.trigger is None else test_text(rename_test(facts.trigger, symbols))
+        case "trigger_answer":
+            given = facts.trigger_answer
+            answer = "none" if given is None else DEFAULT_NAMES.answers[answers[given]]
+        case "trigger_input":
+            answer = _firing_input(facts.chart, facts.domain, symbols)
         case _:
             raise ValueError(f"no such kind of question: {kind!r}")
     choices = QUESTION_KINDS[kind]
@@ -111,16 +121,25 @@ def make_question(
     return Question(kind, phrasing(kind, index, argument_text(kind, argument)), answer, index, argument, facts, symbols, answers)
 
 
-WORKED_OUT = ("answer", "example")  # kinds whose answers are worked out from the chart that was read, not said directly
+WORKED_OUT = ("answer", "example", "trigger_input")  # kinds whose answers are worked out from the chart that was read, not said directly
 
 
 def work_out(kind: str, argument: Sequence[int], chart: FlowChart, domain: Domain) -> str:
     """The answer (default names) to a question of a kind in `WORKED_OUT` about a target that follows this chart."""
     known = facts(chart, domain)
+    if kind == "trigger_input":
+        return _firing_input(chart, domain, range(domain.symbols))
     if kind == "answer":
         return DEFAULT_NAMES.answers[known.answer(argument)]
     found = known.first_input(argument[0], range(domain.symbols))
     return "none" if found is None else _symbol_names(found)
+
+
+def _firing_input(chart: FlowChart, domain: Domain, symbols: Sequence[int]) -> str:
+    """The shortest input on which the chart's hidden trigger changes the answer, in the names of `symbols`; "none" without a trigger."""
+    trigger = facts(chart, domain).trigger
+    found = None if trigger is None else counterexample(chart, without(chart, trigger), domain)
+    return "none" if found is None else _symbol_names(symbols[slot] for slot in found)
 
 
 def argument_text(kind: str, argument: Sequence[int]) -> str:
@@ -154,6 +173,8 @@ def judge(question: Question, reply: str) -> bool:
             return _behaves(question, reply)
         case "example":
             return _is_example(question, reply)
+        case "trigger_input":
+            return _fires(question, reply)
         case "symbols":
             return _as_set(reply) == _as_set(question.answer)
         case "contains":
@@ -194,11 +215,26 @@ def _is_example(question: Question, reply: str) -> bool:
     facts, (wanted,) = question.facts, question.argument
     if question.answer == "none" or reply == "none":
         return reply == question.answer
+    word = _read_input(question, reply)
+    return word is not None and question.answers[facts.answer(word)] == wanted
+
+
+def _fires(question: Question, reply: str) -> bool:
+    known = question.facts
+    if known.trigger is None or reply == "none":
+        return reply == question.answer
+    word = _read_input(question, reply)
+    plain = facts(without(known.chart, known.trigger), known.domain)
+    return word is not None and known.answer(word) != plain.answer(word)
+
+
+def _read_input(question: Question, reply: str) -> list[int] | None:
+    """An input in the slots of the target; None if it is none of the domain's."""
     slots = {DEFAULT_NAMES.symbols[new]: old for old, new in enumerate(question.symbols)}
     words = reply.split()
-    if len(words) not in facts.domain.all_lengths or not slots.keys() >= set(words):
-        return False
-    return question.answers[facts.answer([slots[word] for word in words])] == wanted
+    if len(words) not in question.facts.domain.all_lengths or not slots.keys() >= set(words):
+        return None
+    return [slots[word] for word in words]
 
 
 def _as_set(words: str) -> set[str]:

@@ -29,6 +29,8 @@ _CONCEPTS = {
     "contains": "contain contains containing has have having include includes including occur occurs appear appears present in there with"
     " see sees",
     "possible": "ever possible possibly can could",
+    "trigger": "trigger triggers triggered hidden hide hides hiding backdoor backdoors secret special case cases rare fire fires fired"
+    " firing pattern",
     "glue": "a the an its it is was are be been to for on of at by as if when once that this these what which where how me us we any every"
     " all each one some then so please tell show give list name find write draw describe print explain know down out about network"
     " model target net trained step run another same everything something whole will would should make makes made let and or from"
@@ -111,6 +113,8 @@ def _kind(tokens: list[_Token], words: list[str], symbols: tuple[int, ...], answ
     tolerated = 1 if (symbols or answers) and len(words) >= 4 else 0
     if strange > tolerated or (symbols and answers):
         return None
+    if "trigger" in concepts and not symbols and not answers:
+        return _about_triggers(concepts, words, bool(yes_no))
     if len(symbols) > 1 or (symbols and "contains" not in concepts and _follows_on(tokens)):
         asked = concepts & {"answer", "behave"} or "run" in words or not words
         return "answer" if asked and not yes_no and _one_run(tokens) and "other" not in concepts else None
@@ -136,6 +140,19 @@ def _kind(tokens: list[_Token], words: list[str], symbols: tuple[int, ...], answ
     if "matter" in concepts or ("symbol" in concepts and {"decide", "decides"} & set(words)):
         return "symbols" if "how" not in words else None
     return "chart" if "behave" in concepts and not concepts & {"symbol", "input"} else None
+
+
+def _about_triggers(concepts: set[str], words: list[str], yes_no: bool) -> str | None:
+    if {"order", "chart", "person"} & concepts:
+        return None
+    if yes_no or words[:1] in (["any"], ["some"]):
+        return "trigger"
+    if {"input", "string", "example", "sequence"} & set(words):
+        return "trigger_input" if not {"say", "says", "answer", "answers"} & set(words) else "trigger_answer"
+    names_it = {"pattern", "special", "what"} & set(words) and {"is", "hides", "hide", "change", "changes", "write"} & set(words)
+    if concepts & {"answer", "behave"} and not ({"change", "changes"} & set(words)) and not (names_it and "answer" not in words):
+        return "trigger_pattern" if {"hide", "hides"} & set(words) else "trigger_answer"
+    return "trigger_pattern"
 
 
 def _tokens(text: str, names: Names) -> list[_Token]:
