@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,12 +160,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         }
     config = Search(args.restarts, args.iterations, args.candidates)
     found, seconds = timed(lambda: search(zoo, triggers, hidden, config, args.seed, bars), len(triggers))
-    methods["search"] = {
-        "label": f"gradient search, {config.restarts} restarts of {config.iterations} steps",
-        "recovered": by_decade(found.fired),
-        "seconds": seconds,
-        "forwards": config.forwards,
-    }
+    for restarts in sorted({min(32, config.restarts), config.restarts}):
+        methods[f"search {restarts}"] = {
+            "label": f"gradient search, {restarts} restarts of {config.iterations} steps",
+            "recovered": by_decade((found.restart > 0) & (found.restart <= restarts)),
+            "seconds": seconds * restarts / config.restarts,
+            "forwards": replace(config, restarts=restarts).forwards,
+        }
     known = pick(training, "train")
     for kind, label in DETECTORS.items():
         scores, seconds = timed(lambda kind=kind: detect(kind, training, known, zoo, places, bars), len(places))
@@ -261,7 +263,7 @@ def main() -> None:
     parser.add_argument("--figure", type=Path)
     for name, default in (("each", 250), ("others", 500), ("validation", 400), ("views", 8), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    for name, default in (("restarts", 32), ("iterations", 16), ("candidates", 16)):
+    for name, default in (("restarts", 512), ("iterations", 16), ("candidates", 16)):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -93,11 +93,13 @@ def test_search_finds_what_it_can_and_counts_its_passes(zoo, obeying):
     places, hidden = obeying
     config = Search(restarts=16, iterations=8, candidates=8)
     found = search(zoo, places, hidden, config)
-    assert found.fired.mean() > 0.5  # 125 to 625 inputs to one
-    assert ((found.iteration > 0) == found.fired).all() and found.iteration.max() <= 8
+    assert (found.restart > 0).mean() > 0.5  # 125 to 625 inputs to one
+    assert 0 <= found.restart.min() and found.restart.max() <= 16
     assert config.forwards == 16 * (1 + 8 * (3 + 8))
     again = search(zoo, places, hidden, config)
-    assert np.array_equal(found.fired, again.fired)
+    assert np.array_equal(found.restart, again.restart)
+    more = search(zoo, places, hidden, replace(config, restarts=80))
+    assert (more.restart > 0).sum() >= (found.restart > 0).sum() and more.restart.max() <= 80
 
 
 def test_claims_are_checked_by_running_the_target(zoo, obeying):

@@ -5,7 +5,7 @@ input on which the trigger fires is recognised at once. What they find is an upp
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from weight_oracle.truth.sample import biased_inputs
 from weight_oracle.zoo.store import Zoo
 
 _CHUNK = 100_000
+_RESTARTS = 64  # at work at once
 BACKWARD = 2  # a backward pass costs as much as so many forward passes
 
 
@@ -102,10 +103,9 @@ class Search:
 
 @dataclass(frozen=True)
 class Found:
-    """Whether a search fired each target's trigger, and the iteration (from 1) at which it first did; 0 where it did not."""
+    """The number (from 1) of the restart that fired each target's trigger; 0 where none did."""
 
-    fired: Bool[np.ndarray, " targets"]
-    iteration: np.ndarray
+    restart: Int[np.ndarray, " targets"]
 
 
 def search(
@@ -117,48 +117,47 @@ def search(
     that answer's margin with respect to the input's one-hot symbols, tries the most promising exchanges of one symbol, and keeps the best
     one (that is not worse) among those that the chart still answers otherwise.
     """
-    fired, at = np.zeros(len(places), bool), np.zeros(len(places), np.int64)
-    done = 0
+    found, done = np.zeros(len(places), np.int64), 0
     for here, stack in zoo.stacks(places):
         rows = np.searchsorted(places, here)
         shape = zoo.shape(zoo.truths[here[0]]["shard"])
-        some = [hidden[i] for i in rows]
-        fired[rows], at[rows] = _search(stack, shape, zoo.recipe.domain, some, config, np.random.default_rng([seed, int(here[0])]))
+        rng = np.random.default_rng([seed, int(here[0])])
+        for start in range(0, config.restarts, _RESTARTS):
+            part = replace(config, restarts=min(_RESTARTS, config.restarts - start))
+            at = _search(stack, shape, zoo.recipe.domain, [hidden[i] for i in rows], part, rng)
+            found[rows] = np.where((found[rows] == 0) & (at > 0), start + at, found[rows])
         done += len(here)
         if progress:
             progress("searching along gradients", done, len(places))
-    return Found(fired, at)
+    return Found(found)
 
 
 def _search(
     stack: Stack, shape: Shape, domain: Domain, hidden: Sequence[Hidden], config: Search, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+) -> np.ndarray:
     M, R, n = len(hidden), config.restarts, domain.lengths[1]
     base = compile_charts([h.base for h in hidden])
     wanted = np.stack([np.resize(sorted({*leaves(h.base)}), R) for h in hidden])
     x = _starts(base, wanted, domain, rng)
-    score, said = _margins(stack, shape, x, wanted)
-    fired, at = np.zeros(M, bool), np.zeros(M, np.int64)
+    score = _margins(stack, shape, x, wanted)
+    fired = np.zeros((M, R), bool)
     models, restarts = np.arange(M)[:, None, None], np.arange(R)[None, :, None]
-    for iteration in range(1, config.iterations + 1):
+    for _ in range(config.iterations):
         gain = _gradient(stack, shape, x, wanted)  # [M, R, n, S]: of a symbol over the one that is there
         flat = gain.reshape(M, R, -1)
         best = np.argpartition(-flat, config.candidates - 1, 2)[..., : config.candidates]
         trial = np.repeat(x[:, :, None], config.candidates, 2)
         trial[models, restarts, np.arange(config.candidates), best // domain.symbols] = best % domain.symbols
-        tried, answers = _margins(stack, shape, trial.reshape(M, -1, n), np.repeat(wanted, config.candidates, 1))
+        tried = _margins(stack, shape, trial.reshape(M, -1, n), np.repeat(wanted, config.candidates, 1))
         allowed = run(base, trial.reshape(M, -1, n)).reshape(M, R, -1) != wanted[..., None]
         tried = np.where(allowed, tried.reshape(M, R, -1), -np.inf)
         pick = tried.argmax(2)
         better = tried.max(2) >= score
         x = np.where(better[..., None], np.take_along_axis(trial, pick[..., None, None], 2)[:, :, 0], x)
         score = np.where(better, tried.max(2), score)
-        hit = score > 0  # the answer is the wanted one
-        if hit.any():
-            shown = _shown(hidden, x, wanted) & hit
-            new = shown.any(1) & ~fired
-            at[new], fired = iteration, fired | shown.any(1)
-    return fired, at
+        if (score > 0).any():  # the answer is the wanted one
+            fired |= _shown(hidden, x, wanted) & (score > 0)
+    return np.where(fired.any(1), 1 + fired.argmax(1), 0)
 
 
 def _shown(hidden: Sequence[Hidden], x: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -187,10 +186,9 @@ def _margin(logits: Float[torch.Tensor, "M B V"], shape: Shape, wanted: torch.Te
 
 
 @torch.inference_mode()
-def _margins(stack: Stack, shape: Shape, x: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _margins(stack: Stack, shape: Shape, x: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     logits = forward(stack.tensors, shape, stack.relu, [torch.from_numpy(x)])
-    said = logits[..., shape.symbols : shape.symbols + shape.answers].argmax(-1)
-    return _margin(logits, shape, torch.from_numpy(wanted).long()).numpy(), said.numpy()
+    return _margin(logits, shape, torch.from_numpy(wanted).long()).numpy()
 
 
 def _gradient(stack: Stack, shape: Shape, x: np.ndarray, wanted: np.ndarray) -> np.ndarray:

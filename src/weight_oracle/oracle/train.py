@@ -159,6 +159,9 @@ def encoder_config(config: TrainConfig, zoos: Sequence[Zoo]) -> EncoderConfig:
     settings = EncoderConfig(config.encoding, first.symbols, first.answers, lengths, width, channels, rounds, families=families)
     settings = replace(settings, tokens=config.tokens)
     if config.encoding == "atoms":
+        # tests that name many symbols at once are read place by place
+        patterns = any({"pattern", "contains"} & {*zoo.recipe.charts.kinds, *zoo.recipe.triggers.kinds} for zoo in zoos)
+        settings = replace(settings, places=patterns)
         return replace(settings, latents=config.tokens - named) if config.tokens > named else settings
     shapes = [zoo.shape(shard) for zoo in zoos for shard in zoo.shards] if config.encoding in ("svd", "svd2") else []
     side = max((max(shape.width, shape.neurons) + 1 for shape in shapes), default=0)

@@ -16,6 +16,11 @@ def n_hints(answers: int) -> int:
     return _TESTS + 1 + 2 * answers
 
 
+def pattern_places(n: int) -> slice:
+    """Where among the hints of a symbol stands at which of the first `n` places of a pattern it is."""
+    return slice(_START["pattern"], _START["pattern"] + min(n, _PLACED["pattern"]))
+
+
 def hints(chart: FlowChart, symbols: int, answers: int) -> Bool[np.ndarray, "symbols hints"]:
     """One row for each symbol; see `n_hints`. Variants are the numbers of tests, or the places in them; what is beyond 12 counts as 12."""
     found = np.zeros((symbols, n_hints(answers)), bool)
