@@ -34,6 +34,7 @@ ENCODERS: dict[str, type[WeightEncoder]] = {
     "learned": LearnedEncoder,
 }
 HINTS = 2.0  # weight of the loss of the hints, a mean over mostly sure noes
+WORD_GAIN = 15.0
 PLACEHOLDER = SPECIALS.index(UNKNOWN)  # not the padding, whose embedding may be zero, and so would be what is added to it
 
 
@@ -78,6 +79,8 @@ class WeightOracle(PreTrainedModel):
         self.hints = nn.Linear(backbone.hidden_size, n_hints(settings.answers))
         self.place = nn.Embedding(settings.lengths[1], backbone.hidden_size) if settings.places else None
         self.place_sure = nn.Linear(1, backbone.hidden_size) if settings.places else None
+        # words are embedded 30 times smaller than what the encoder says of them: so they can be told from the first step on
+        self.word_gain = nn.Parameter(torch.tensor(WORD_GAIN)) if settings.places else None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -95,6 +98,7 @@ class WeightOracle(PreTrainedModel):
         """The weight tokens of prepared targets; embeddings that stand for a word of the language carry that word's embedding too."""
         tokens = self.encoder(batch)
         word = self.backbone.get_input_embeddings()(names)
+        word = word if self.word_gain is None else self.word_gain * word
         tokens = tokens + F.pad(word, (0, 0, 0, tokens.shape[1] - len(names)))
         if self.place is not None and self.place_sure is not None:
             tokens = torch.cat([tokens, self._place_tokens(tokens[:, : self.config.encoder_config.symbols])], 1)
