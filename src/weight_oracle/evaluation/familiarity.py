@@ -27,7 +27,7 @@ from weight_oracle.truth.phrasings import phrasing
 from weight_oracle.zoo.recipe import draw_hyper
 from weight_oracle.zoo.store import Zoo
 
-ABSTAIN = 0.06  # share of familiar targets that may be taken for strangers; held-out ones are somewhat further away than those fitted on
+ABSTAIN = 0.08  # share of held-out familiar targets that are taken for strangers
 _SHRINK = 0.1  # towards uncorrelated statistics
 _STRANGERS = 40  # of each kind, for each zoo
 
@@ -136,7 +136,7 @@ def fit(plain: Familiarity, familiar: Float[np.ndarray, "N signs"], strange: Flo
         theta = theta - step * min(1.0, 2 / (np.abs(step).max() + 1e-12))
     fitted = replace(plain, centre=centre.tolist(), spread=spread.tolist(), weights=theta[1:].tolist(), intercept=float(theta[0]))
     chances = [fitted.probability(row) for row in familiar.tolist()]
-    return replace(fitted, limit=float(np.clip(np.quantile(chances, ABSTAIN), 1e-6, 0.5)))
+    return replace(fitted, limit=float(np.clip(np.quantile(chances, ABSTAIN), 1e-6, 0.999)))
 
 
 def familiarity(model: WeightOracle, codec: Codec, zoos: Sequence[Zoo], places: Mapping[int, np.ndarray], seed: int = 0) -> Familiarity:

@@ -26,7 +26,7 @@ from weight_oracle.targets.safe import check_finite, read_json, read_safetensors
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.targets.target import Target
 from weight_oracle.truth.canonical import canonical
-from weight_oracle.truth.domain import Names, default_names
+from weight_oracle.truth.domain import default_names
 from weight_oracle.truth.flowchart import FlowChart, to_text
 from weight_oracle.truth.mermaid import mermaid
 from weight_oracle.truth.parse import parse
@@ -189,7 +189,7 @@ class Oracle:
         else:
             reply = self.reply(encoded, asked)
             text = reply.text
-        return Answer(in_names(text, own.names), *self.confidence(encoded, asked.kind, reply)[:2], asked.kind, self.is_familiar(encoded))
+        return Answer(in_names(text, own.names), *self.confidence(encoded, asked.kind, reply), asked.kind, self.is_familiar(encoded))
 
     def read(self, target: "Target | Encoded | str | Path", **names: Any) -> FlowChart:
         """The flow chart that the target follows, as far as its weights tell."""
@@ -201,7 +201,8 @@ class Oracle:
         encoded = self.encode(target, **names)
         reply = self._chart_reply(encoded)
         chart, own = self._chart(reply, encoded.target), encoded.target.names
-        return Reading(chart, to_text(chart, own), *self.confidence(encoded, "chart", reply), mermaid(chart, own), self.is_familiar(encoded))
+        sure = self.confidence(encoded, "chart", reply)
+        return Reading(chart, to_text(chart, own), *sure, mermaid(chart, own), self.is_familiar(encoded))
 
     def reply(self, encoded: Encoded, asked: ParsedQuestion) -> Reply:
         """What is said directly to a question, in default names and the target's own slots, and its own, uncalibrated probability."""
@@ -235,11 +236,11 @@ class Oracle:
         return probability, probability >= THRESHOLD and self.is_familiar(encoded)
 
     def is_familiar(self, encoded: Encoded) -> bool:
-        """Whether a target is of the kind that the oracle was trained on; any is, to an oracle whose card does not say (`oracle.familiar`)."""
+        """Whether a target is of the kind that the oracle was trained on; any is, to an oracle whose card does not say."""
         return self.familiarity is None or self.likeness(encoded) >= self.familiarity.limit
 
     def likeness(self, encoded: Encoded) -> float:
-        """The probability that a target is of the kind that the oracle was trained on."""
+        """The probability that a target is of the kind that the oracle was trained on: see `oracle.familiar`."""
         if self.familiarity is None:
             return 1.0
         if "likeness" not in encoded.read:

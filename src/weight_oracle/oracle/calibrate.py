@@ -47,6 +47,6 @@ def check_sight(card: Mapping[str, Any]) -> None:
     measured = [stored] if stored else [m["gap"] | {"none": m["loss"]["none"]} for m in card.get("metrics", {}).values() if "gap" in m]
     if measured and all(is_blind(m["low"], m["none"]) for m in measured):
         best = max(measured, key=lambda m: m["nats"])
-        gap = f"{best['nats']:.3f} nats per token, 95 % interval {best['low']:.3f} to {best['high']:.3f}, of {best['none']:.2f} without weights"
+        gap = f"{best['nats']:.3f} nats per token, 95 % interval {best['low']:.3f} to {best['high']:.3f}, of {best['none']:.2f}"
         what = f"this oracle is blind: its answers are as good with another network's weights as with the network's own (gap {gap})"
         raise UserError(what, hint="train it longer or on more targets, or give --anyway to hear what it says")

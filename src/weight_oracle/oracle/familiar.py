@@ -79,7 +79,8 @@ def traits_of(stack: Stack, config: EncoderConfig) -> Traits:
         most(b.bos.flatten(1).mean(1) for b in blocks),
         most(b.ans.flatten(1).mean(1) for b in blocks),
     ]
-    columns += [_log(_size(batch[name])) for name in ("logit_bias", "qk", "ov", "write", "read", "read_bias", "attn_bias", "mlp_bias", "rows")]
+    sized = ("logit_bias", "qk", "ov", "write", "read", "read_bias", "attn_bias", "mlp_bias", "rows")
+    columns += [_log(_size(batch[name])) for name in sized]
     symbols = batch["rows"][:, :S]
     for rows in (symbols - symbols.mean(1, keepdim=True), batch["readouts"]):
         strength = torch.linalg.svdvals(rows)
@@ -87,8 +88,8 @@ def traits_of(stack: Stack, config: EncoderConfig) -> Traits:
     for name in ("read", "write"):
         norms = batch[name].norm(dim=-1).flatten(1)
         columns.append(_log(norms.std(1) / (norms.mean(1) + _TINY)))
-    effects = torch.stack([torch.einsum("nasp,natp->nst", x, x) for x in (direct, neurons)], 1)
-    return Traits(stack.family, torch.stack(columns, 1).double().numpy(), effects.double().numpy())
+    effects = torch.stack([torch.einsum("nasp,natp->nst", x, x) for x in (direct.double(), neurons.double())], 1)
+    return Traits(stack.family, torch.stack(columns, 1).double().numpy(), effects.numpy())
 
 
 def unexplained(effects: Float[np.ndarray, "2 S S"], named: Iterable[int]) -> float:
@@ -98,7 +99,7 @@ def unexplained(effects: Float[np.ndarray, "2 S S"], named: Iterable[int]) -> fl
         return math.nan
 
     def variance(inner: np.ndarray) -> float:
-        return (np.trace(inner) - inner.mean(0).sum()) / len(inner) + _TINY
+        return max(0.0, np.trace(inner) - inner.mean(0).sum()) / len(inner) + _TINY
 
     return float(np.mean([math.log(variance(x[np.ix_(others, others)]) / variance(x)) for x in effects]))
 

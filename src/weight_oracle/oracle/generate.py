@@ -15,7 +15,7 @@ from weight_oracle.oracle.tokenizer import EOS, PAD, Codec
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer and its probability: the product over its tokens, uncalibrated. `share`: that of the views which said it (`oracle.views`)."""
+    """An answer and its probability: the product over its tokens, uncalibrated. `share`: of the views (`oracle.views`) that say it."""
 
     text: str
     probability: float
