@@ -38,7 +38,7 @@ from weight_oracle.zoo.recipe import Recipe, draw_chart, draw_hyper
 from weight_oracle.zoo.store import Zoo, open_zoo, target_config
 
 MEMORISED = 256  # inputs with random answers
-INPUTS = 4096  # on which a network and a chart are compared
+INPUTS = 2048  # on which a network and a chart are compared
 
 
 def share(flags: list[bool] | np.ndarray) -> dict[str, Any]:
@@ -102,18 +102,24 @@ TASKS = (
 )
 
 
-def trained(task: Task, recipe: Recipe, shape: Shape, n: int, seed: int) -> list[Target]:
-    """Networks that were trained as the recipe says, on another task."""
-    rng = np.random.default_rng([seed, *task.name.encode()])
-    hypers = [draw_hyper(recipe, rng)[0] for _ in range(n)]
-    start = [initialise(shape, hyper, rng) for hyper in hypers]
-    x, y = zip(*(task.draw(recipe.domain, recipe, rng, recipe.pool) for _ in range(n)), strict=True)
-    params = {k: torch.from_numpy(np.stack([s[k] for s in start])) for k in start[0]}
-    steps = int(recipe.steps[recipe.depths.index(shape.depth)] * task.steps)
-    inputs, labels = torch.from_numpy(np.stack(x)), torch.from_numpy(np.stack(y).astype(np.int8))
-    done = train(shape, Schedule(steps, recipe.batch), hypers, params, [inputs], [labels], seed)
-    truths = [{"activation": h.activation, "tied": h.tied, "dropout": 0.0, "n_positions": shape.positions} for h in hypers]
-    return [_target({k: v[i] for k, v in done.items()}, shape, truth, recipe.domain) for i, truth in enumerate(truths)]
+def trained(recipe: Recipe, shape: Shape, n: int, seed: int) -> dict[str, list[Target]]:
+    """`n` networks for each task, trained as the recipe says; tasks with as many steps share a stack."""
+    found = {}
+    for longer in sorted({task.steps for task in TASKS}):
+        tasks = [task for task in TASKS if task.steps == longer for _ in range(n)]
+        rng = np.random.default_rng([seed, int(100 * longer)])
+        hypers = [draw_hyper(recipe, rng)[0] for _ in tasks]
+        start = [initialise(shape, hyper, rng) for hyper in hypers]
+        x, y = zip(*(task.draw(recipe.domain, recipe, rng, recipe.pool) for task in tasks), strict=True)
+        params = {k: torch.from_numpy(np.stack([s[k] for s in start])) for k in start[0]}
+        schedule = Schedule(int(recipe.steps[recipe.depths.index(shape.depth)] * longer), recipe.batch)
+        inputs, labels = torch.from_numpy(np.stack(x)), torch.from_numpy(np.stack(y).astype(np.int8))
+        done = train(shape, schedule, hypers, params, [inputs], [labels], seed)
+        for i, (task, h) in enumerate(zip(tasks, hypers, strict=True)):
+            truth = {"activation": h.activation, "tied": h.tied, "dropout": 0.0, "n_positions": shape.positions}
+            tensors = {name: tensor[i] for name, tensor in done.items()}
+            found.setdefault(task.name, []).append(_target(tensors, shape, truth, recipe.domain))
+    return found
 
 
 def _target(tensors: dict[str, torch.Tensor], shape: Shape, truth: dict, domain: Domain) -> Target:
@@ -146,7 +152,7 @@ def others(oracle: Oracle, zoo: Zoo, n: int, seed: int) -> dict[str, list[dict[s
     recipe = zoo.recipe
     shape = recipe.shapes[0]
     fixed = replace(recipe, domain=Domain(recipe.domain.symbols, recipe.domain.answers, (recipe.domain.lengths[1],) * 2))
-    found = {task.name: judged(oracle, trained(task, fixed, shape, n, seed), seed) for task in TASKS}
+    found = {name: judged(oracle, targets, seed) for name, targets in trained(fixed, shape, n, seed).items()}
     places = sample_places(pick(zoo, "test"), n, seed)
     own = [zoo.target(zoo.truths[i]["index"]) for i in places]
     rng = torch.Generator().manual_seed(seed)

@@ -31,7 +31,7 @@ def target(request) -> Target:
 
 
 def cut(target: Target, part: Part, inputs: np.ndarray) -> torch.Tensor:
-    """Logits of the running model while a hook zeroes what the part gives to its output projection (a layer: what both projections give)."""
+    """Logits of the running model while a hook zeroes what the part gives its output projection (a layer: what both projections give)."""
     model = target.runner.model
     block = model.transformer.h[part.layer] if target.family == "gpt2" else model.model.layers[part.layer]
     heads, neurons = (block.attn.c_proj, block.mlp.c_proj) if target.family == "gpt2" else (block.self_attn.o_proj, block.mlp.down_proj)
