@@ -10,7 +10,7 @@ import pytest
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.calibrate import apply_calibration, check_sight, is_blind
-from weight_oracle.oracle.familiar import SIGNS, Familiarity, signs_of, traits_of, unexplained
+from weight_oracle.oracle.familiar import SIGNS, Familiarity, Traits, signs_of, traits_of, unexplained
 from weight_oracle.oracle.generate import Reply
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.weights.symmetry.scramble import scramble
@@ -19,9 +19,14 @@ FEW = [0.0] * len(SIGNS)
 
 
 @pytest.fixture(scope="module")
-def familiarity(oracle, targets) -> Familiarity:
+def traits(oracle, targets) -> Traits:
+    each = [traits_of(stack_targets([target]), oracle.settings) for target in targets]
+    return Traits("gpt2", np.concatenate([t.statistics for t in each]), np.concatenate([t.effects for t in each]))
+
+
+@pytest.fixture(scope="module")
+def familiarity(traits) -> Familiarity:
     """One that lets confidence decide."""
-    traits = traits_of(stack_targets(targets), oracle.settings)
     n = traits.statistics.shape[1]
     mean = {"gpt2": traits.statistics.mean(0).tolist()}
     return Familiarity(mean, [1.0] * n, np.eye(n).tolist(), FEW, [1.0] * len(SIGNS), [0.0, 1.0, 0.0, 0.0], 0.0, 0.5)
@@ -54,8 +59,7 @@ def test_traits_do_not_see_symmetries(oracle, targets):
         assert np.allclose(plain.effects, moved.effects, rtol=1e-2, atol=1e-3 * np.abs(plain.effects).max())
 
 
-def test_a_target_far_from_all_others_is_far(oracle, targets, familiarity):
-    traits = traits_of(stack_targets(targets), oracle.settings)
+def test_a_target_far_from_all_others_is_far(oracle, targets, traits, familiarity):
     loud = replace(targets[0], tensors={k: 5 * v for k, v in targets[0].tensors.items()})
     assert familiarity.distances(traits_of(stack_targets([loud]), oracle.settings))[0] > familiarity.distances(traits).max() + 1
     assert np.isfinite(familiarity.distances(replace(traits, family="a new one"))).all()
@@ -82,7 +86,7 @@ def test_names_do_not_matter_for_an_unknown_sign(familiarity):
     assert familiarity.probability([0.0, 1.0, 0.0, 0.0]) > 0.5 > familiarity.probability([0.0, -1.0, 0.0, 0.0])
 
 
-@pytest.mark.parametrize("change", [{"limit": 0}, {"scale": [1.0]}, {"weights": [1.0]}, {"intercept": math.inf}, {"colour": "red"}])
+@pytest.mark.parametrize("change", [{"limit": 0}, {"scale": [1.0]}, {"weights": [1.0]}, {"spread": [1.0, 2.0]}, {"colour": "red"}])
 def test_a_card_that_makes_no_sense(oracle, familiarity, tmp_path, change):
     strange = as_if(oracle, familiarity)
     strange.card["calibration"]["familiarity"] |= change
