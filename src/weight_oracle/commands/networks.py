@@ -38,17 +38,18 @@ def questions(config: "cli.Questions") -> Output:
 
 def ask(config: "cli.Ask") -> Output:
     oracle = load_oracle(config.oracle, config.anyway)
-    encoded = oracle.encode(_target(config, oracle)) if config.why or config.check else _target(config, oracle)
-    answer = oracle.ask(encoded, config.question)
+    target = _target(config, oracle)
+    encoded = oracle.encode(target) if config.why or config.check else None
+    answer = oracle.ask(encoded or target, config.question)
     text = f"{answer.text}   (probability {answer.probability:.2f})"
     if not answer.known:
         text = dont_know("I don't know", answer.probability, answer.familiar, config.guess)
         text += f"\nBest guess: {answer.text}" * config.guess
     data = {"answer": answer.text, "probability": answer.probability, "known": answer.known, "familiar": answer.familiar}
     parts = [Output(data, text)]
-    if config.why:
+    if encoded and config.why:
         parts.append(reasons(oracle, encoded, config.question, answer.known or config.guess))
-    if config.check:
+    if encoded and config.check:
         parts.append(checked_answer(oracle, encoded, config.question, config.samples, config.seed or 0))
     return together(parts)
 

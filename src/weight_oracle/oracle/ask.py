@@ -122,7 +122,8 @@ class Oracle:
             if wrong := set(missing) - tied | set(unexpected):
                 raise ValueError(f"its weights and config disagree about {min(wrong)}")
             model.backbone.tie_weights()
-            Expectation.from_card(card), Familiarity.from_card(card)
+            Expectation.from_card(card)
+            Familiarity.from_card(card)
             return cls(model, Codec(tuple(sorted(ids, key=ids.__getitem__))), card, anyway)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise UserError(f"does not fit this version: {shown(str(error), 120)}", where=str(folder), hint="train it again") from error
