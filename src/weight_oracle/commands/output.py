@@ -59,8 +59,8 @@ def parse_range(text: str | None, separator: str, option: str, hint: str) -> tup
     return int(low), int(high)
 
 
-def load_oracle(path: str | None) -> "Oracle":
-    """The oracle in a folder; `bundled`, or none: the bundled one."""
+def load_oracle(path: str | None, anyway: bool = False) -> "Oracle":
+    """The oracle in a folder; `bundled`, or none: the bundled one. `anyway`: one that answers even if it is blind."""
     from weight_oracle.oracle.ask import Oracle
 
-    return Oracle.from_pretrained(None if path == "bundled" else path)
+    return Oracle.from_pretrained(None if path == "bundled" else path, anyway)

@@ -154,7 +154,7 @@ def reply(subjects: Subjects, asked: Sequence[Asked], blind: bool = False, progr
             whole = replies[charts[a.subject]]
             chart = read_chart(whole.text, subjects.domain)
             text = "" if chart is None else work_out(a.question.kind, a.question.argument, chart, subjects.domain)
-            replies[i] = Reply(text, whole.probability)
+            replies[i] = replace(whole, text=text)
     return [replies[i] for i in range(len(asked))]
 
 

@@ -32,6 +32,12 @@ class View:
     symbols: tuple[int, ...]
     answers: tuple[int, ...]
 
+    @property
+    def inverse(self) -> "View":
+        """The renaming back."""
+        back = lambda slots: tuple(int(i) for i in np.argsort(slots))  # noqa: E731
+        return View(back(self.symbols), back(self.answers))
+
 
 def draw_views(n: int, symbols: int, answers: int) -> tuple[View, ...]:
     """`n` renamings, always the same ones; the first renames nothing."""
@@ -78,10 +84,20 @@ def in_own_slots(view: View, kind: str, text: str, domain: Domain) -> str:
     return " ".join(sorted(words) if kind == "symbols" else words)
 
 
+def in_view(view: View, kind: str, text: str, domain: Domain) -> str:
+    """What a view must say for `in_own_slots` to give `text`, which is in the target's own slots."""
+    return in_own_slots(view.inverse, kind, text, domain)
+
+
 def vote(replies: Sequence[Reply]) -> Reply:
     """The reply with the most probability over all views; its own is the mean over them, which is 0 where another thing was said."""
     total: dict[str, float] = {}
     for reply in replies:
         total[reply.text] = total.get(reply.text, 0.0) + reply.probability
     best = max(total, key=total.__getitem__)
-    return Reply(best, total[best] / len(replies))
+    return Reply(best, total[best] / len(replies), share(best, replies))
+
+
+def share(text: str, replies: Sequence[Reply]) -> float:
+    """The share of the replies that say a text."""
+    return sum(reply.text == text for reply in replies) / len(replies)
