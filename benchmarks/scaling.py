@@ -1,11 +1,11 @@
 """Scaling curves: held-out loss and charts recovered against distinct targets, parameters and compute.
 
     python benchmarks/scaling.py run ZOO TEST_ZOO OUT         # trains and measures every point; run it again, it goes on
-    python benchmarks/scaling.py pilot ZOO OUT                # the learning rates of `SIZES`, by the validation split
+    python benchmarks/scaling.py pilot ZOO OUT                # learning rates, by the validation split
     python benchmarks/scaling.py fit OUT docs                 # fits the laws; writes docs/scaling-*.svg and docs/results/scaling.json
 
 Every point is one training from scratch with its own warm-up and cosine, on the train split of ZOO, measured on targets of TEST_ZOO's test
-split that learned their chart. About 35 core-minutes in all on one thread. See docs/scaling.md.
+split that learned their chart. About half an hour in all on one undisturbed core. See docs/scaling.md.
 """
 
 import argparse
@@ -29,19 +29,23 @@ SIZES = {
     "w48": (48, 16, 1, 64, 2),
     "tiny": (64, 24, 1, 96, 2),
     "w96": (96, 32, 1, 128, 2),
-    "w128": (128, 40, 1, 160, 2),
 }
-RATES = {"w16": 1.6e-2, "w32": 8e-3, "w48": 6e-3, "tiny": 4e-3, "w96": 4e-3, "w128": 4e-3}  # see `pilot`
-BATCH = 32
-STEPS = 600  # of the points that differ in something else
+BASE = "w48"
+RATE = 4e-3  # of BASE; of the others, divided by the square root of the width
+BATCH = 16
+STEPS = 1200  # of the points that differ in something else
 TESTED = 256  # targets
+
+
+def rate_of(size: str) -> float:
+    return RATE * (SIZES[BASE][0] / SIZES[size][0]) ** 0.5
 
 
 @dataclass(frozen=True)
 class Point:
     """One training: its size, the number of distinct targets (None: all), steps and seed."""
 
-    size: str = "tiny"
+    size: str = BASE
     targets: int | None = None
     steps: int = STEPS
     seed: int = 0
@@ -53,12 +57,12 @@ class Point:
 
 
 CURVES: dict[str, tuple[Point, ...]] = {
-    "compute": tuple(Point(steps=n) for n in (75, 150, 300, 600, 1200)),
+    "compute": tuple(Point(steps=n) for n in (400, 700, 1200, 2100, 3600)),
     "targets": tuple(Point(targets=n) for n in (160, 480, 1280, 2560, None)),
     "parameters": tuple(Point(size) for size in SIZES),
 }
-SEEDS = tuple(Point(steps=300, seed=n) for n in (1, 2))  # how much one training differs from the next
-AHEAD = Point(steps=2400)  # in no fit: what the law of compute says of it is compared with what it gave
+SEEDS = tuple(Point(steps=700, seed=n) for n in (1, 2))  # how much one training differs from the next
+AHEAD = Point(steps=6200)  # in no fit: what the law of compute says of it is compared with what it gave
 
 
 def train_point(point: Point, zoo: str, out: Path) -> Path:
@@ -69,7 +73,7 @@ def train_point(point: Point, zoo: str, out: Path) -> Path:
     folder = out / point.name
     if not (folder / "oracle.json").exists():
         settings = {"size": point.size, "targets": point.targets, "steps": point.steps, "seed": point.seed}
-        settings |= {"lr": point.lr or RATES[point.size], "batch": BATCH, "warmup": point.steps // 8, "save_every": min(point.steps, 300)}
+        settings |= {"lr": point.lr or rate_of(point.size), "batch": BATCH, "warmup": point.steps // 8, "save_every": min(point.steps, 400)}
         training.train(training.TrainConfig(zoo, str(folder), resume=(folder / "run").exists(), **settings), device="cpu")
     shutil.rmtree(folder / "run", ignore_errors=True)
     return folder
@@ -121,7 +125,7 @@ def run(zoo: str, test: str, out: Path, wanted: Sequence[Point], tested: int) ->
         start = time.process_time()
         folder = train_point(point, zoo, out)
         seconds = time.process_time() - start
-        found = {"point": vars(point), "lr": point.lr or RATES[point.size], "train_seconds": seconds} | measure_point(folder, test, tested)
+        found = {"point": vars(point), "lr": point.lr or rate_of(point.size), "train_seconds": seconds} | measure_point(folder, test, tested)
         partial = result.with_suffix(".partial")
         partial.write_text(json.dumps(found))
         partial.replace(result)
@@ -143,16 +147,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sub = parser.add_subparsers(dest="command", required=True)
     one = sub.add_parser("run")
-    one.add_argument("zoo"), one.add_argument("test"), one.add_argument("out", type=Path)
+    for name in ("zoo", "test"):
+        one.add_argument(name)
+    one.add_argument("out", type=Path)
     one.add_argument("--tested", type=int, default=TESTED)
     one.add_argument("--ahead", action="store_true", help="also the longer run that the law of compute is checked against")
     two = sub.add_parser("pilot")
-    two.add_argument("zoo"), two.add_argument("out", type=Path)
-    two.add_argument("--steps", type=int, default=150)
-    two.add_argument("--sizes", nargs="+", default=["w16", "tiny", "w128"])
+    two.add_argument("zoo")
+    two.add_argument("out", type=Path)
+    two.add_argument("--steps", type=int, default=300)
+    two.add_argument("--sizes", nargs="+", default=["w16", "w48", "w96"])
     two.add_argument("--rates", type=float, nargs="+", default=[2e-3, 4e-3, 8e-3])
     three = sub.add_parser("fit")
-    three.add_argument("out", type=Path), three.add_argument("docs", type=Path)
+    three.add_argument("out", type=Path)
+    three.add_argument("docs", type=Path)
     given = parser.parse_args()
     if given.command == "run":
         ordered = [*CURVES["compute"], *CURVES["targets"], *SEEDS, *CURVES["parameters"], *([AHEAD] if given.ahead else [])]
