@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py run ZOO TEST_ZOO OUT         # trains and measures every point; run it again, it goes on
     python benchmarks/scaling.py pilot ZOO OUT                # learning rates, by the validation split
-    python benchmarks/scaling.py fit OUT docs                 # fits the laws; writes docs/scaling-*.svg and docs/results/scaling.json
+    python benchmarks/scaling.py fit OUT docs                 # fits the laws; writes docs/scaling.svg and docs/results/scaling.json
 
 Every point is one training from scratch with its own warm-up and cosine, on the train split of ZOO, measured on targets of TEST_ZOO's test
 split that learned their chart. About half an hour in all on one undisturbed core. See docs/scaling.md.
@@ -125,7 +125,8 @@ def run(zoo: str, test: str, out: Path, wanted: Sequence[Point], tested: int) ->
         start = time.process_time()
         folder = train_point(point, zoo, out)
         seconds = time.process_time() - start
-        found = {"point": vars(point), "lr": point.lr or rate_of(point.size), "train_seconds": seconds} | measure_point(folder, test, tested)
+        found = {"point": vars(point), "lr": point.lr or rate_of(point.size), "train_seconds": seconds}
+        found |= measure_point(folder, test, tested)
         partial = result.with_suffix(".partial")
         partial.write_text(json.dumps(found))
         partial.replace(result)
@@ -141,6 +142,163 @@ def pilot(zoo: str, out: Path, steps: int, sizes: Sequence[str], rates: Sequence
             folder = train_point(Point(size, steps=steps, lr=lr), zoo, out)
             logs = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
             print(size, f"{lr:g}", [line["eval_loss"] for line in logs if "eval_loss" in line][-1], flush=True)
+
+
+def step_flops(size: str) -> float:
+    """Operations in matrix products of one training step, forward and backward, counted on a real batch."""
+    from dataclasses import replace
+
+    from weight_oracle.oracle import train as training
+    from weight_oracle.oracle.data import Collator, QuestionData, load_population
+    from weight_oracle.oracle.floors import step_cost
+    from weight_oracle.oracle.model import ENCODERS
+    from weight_oracle.oracle.pool import Fresh
+    from weight_oracle.oracle.tokenizer import PAD, Codec, vocabulary
+    from weight_oracle.zoo.build import build_shard
+    from weight_oracle.zoo.recipe import RECIPES
+
+    training.SIZES.update(SIZES)
+    recipe = replace(RECIPES["charts-tiny-train"], shard_size=BATCH, steps=(1,), lengthen=(1,), compiled=False)
+    zoo = Fresh(Path("one batch"), recipe, (0,), {0: build_shard(recipe, 0)})
+    codec = Codec(vocabulary())
+    model = training.new_oracle(training.TrainConfig("", "", size=size), [zoo], codec).train()  # type: ignore[arg-type]
+    settings = model.config.encoder_config
+    population = load_population(zoo, ENCODERS[settings.encoding], settings, np.arange(BATCH))
+    data = QuestionData(population, codec, BATCH, 0, others=1, batch=BATCH)
+    batch = Collator(population, model.name_tokens(codec), codec.ids[PAD], noise=0.08)([data[i] for i in range(BATCH)])
+    return step_cost(lambda: model(**batch).loss.backward(), model.num_parameters()).matmul
+
+
+def law(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
+    """Least squares in log loss of y = floor + (scale / x)^power, 0 <= floor < min y: floor, scale, power."""
+    from scipy.optimize import least_squares
+
+    best = None
+    for share in (0.0, 0.5, 0.9):
+        for power in (0.2, 0.6, 1.5):
+            start = [share * y.min(), np.log(x[0]) + np.log(max(y[0] - share * y.min(), 1e-3)) / power, power]
+            model = lambda p: np.log(p[0] + np.exp(p[2] * (p[1] - np.log(x)))) - np.log(y)  # noqa: E731
+            bounds = ([0.0, -np.inf, 0.02], [0.9999 * y.min(), np.inf, 4.0])
+            found = least_squares(model, start, bounds=bounds, x_scale=[0.1, 1.0, 0.3])
+            best = found if best is None or found.cost < best.cost else best
+    assert best is not None
+    return float(best.x[0]), float(np.exp(best.x[1])), float(best.x[2])
+
+
+def predicted(x: Any, floor: float, scale: float, power: float) -> Any:
+    return floor + (scale / np.asarray(x, float)) ** power
+
+
+def curve(points: Sequence[dict[str, Any]], x: np.ndarray, noise: float, resamples: int = 300) -> dict[str, Any]:
+    """The law of one curve, its 95 % intervals, and what ten and a hundred times the last x would give.
+
+    Intervals: the targets are drawn anew, the same ones for all points, and every log loss is moved by what one training differs from the
+    next (`noise`, a standard deviation).
+    """
+    losses = np.array([p["loss"] for p in points])
+    nats, tokens = (np.array([p["per_target"][name] for p in points]) for name in ("nats", "tokens"))
+    rng = np.random.default_rng(0)
+    fits = []
+    for _ in range(resamples):
+        times = rng.multinomial(nats.shape[1], np.full(nats.shape[1], 1 / nats.shape[1]))
+        fits.append(law(x, (nats @ times) / (tokens @ times) * np.exp(noise * rng.standard_normal(len(x)))))
+    found = law(x, losses)
+    interval = lambda values: [round(float(v), 5) for v in np.percentile(values, (2.5, 97.5))]  # noqa: E731
+    ahead = {}
+    for times in (10, 100):
+        value = float(predicted(x[-1] * times, *found))
+        ahead[str(times)] = {"loss": value, "interval": interval([predicted(x[-1] * times, *fit) for fit in fits])}
+    floor, scale, power = (dict(value=v, interval=interval([f[i] for f in fits])) for i, v in enumerate(found))
+    fitted = predicted(x, *found)
+    return {
+        "x": x.tolist(),
+        "loss": losses.tolist(),
+        "fitted": fitted.tolist(),
+        "largest_residual": float(np.abs(np.log(fitted / losses)).max()),
+        "floor": floor,
+        "scale": scale,
+        "power": power,
+        "times_as_much": ahead,
+        "fits": [list(fit) for fit in fits],
+    }
+
+
+def fit(out: Path, docs: Path) -> None:
+    """Laws and figure from the points that are there."""
+    from weight_oracle.evaluation.metrics import mean_interval
+
+    load = lambda point: json.loads((out / f"{point.name}.json").read_text())  # noqa: E731
+    missing = [p.name for points in (*CURVES.values(), SEEDS) for p in points if not (out / f"{p.name}.json").exists()]
+    if missing:
+        raise SystemExit(f"{out}: {', '.join(missing)} still to come: run `python benchmarks/scaling.py run` again")
+    flops = {size: step_flops(size) for size in SIZES}
+    axes = {"compute": lambda p: flops[p["point"]["size"]] * p["point"]["steps"]}
+    axes |= {"targets": lambda p: p["training_targets"], "parameters": lambda p: p["parameters"]}
+    same = [load(p)["loss"] for p in (Point(steps=SEEDS[0].steps), *SEEDS)]
+    noise = float(np.std(np.log(same), ddof=1))
+    result: dict[str, Any] = {"noise_between_seeds": noise, "same_point_other_seeds": same, "flops_per_step": flops, "batch": BATCH}
+    result["curves"] = {}
+    for name, wanted in CURVES.items():
+        points = [load(p) for p in wanted]
+        found = curve(points, np.array([axes[name](p) for p in points], float), noise)
+        for score in ("same_99", "agreement"):
+            found[score] = [p[score] for p in points]
+            found[f"{score}_interval"] = [mean_interval(np.array(p["per_target"][score])) for p in points]
+        found |= {key: [p[key] for p in points] for key in ("validation_loss", "lr", "train_seconds", "parameters", "training_targets")}
+        found["points"] = [p["point"] for p in points]
+        result["curves"][name] = found
+    ahead = out / f"{AHEAD.name}.json"
+    if ahead.exists():
+        point = json.loads(ahead.read_text())
+        x, compute = axes["compute"](point), result["curves"]["compute"]
+        said = [float(predicted(x, *f)) for f in compute["fits"]]
+        law_ = [compute[k]["value"] for k in ("floor", "scale", "power")]
+        checked = {"x": x, "predicted": float(predicted(x, *law_)), "interval": np.percentile(said, (2.5, 97.5)).tolist()}
+        result["ahead"] = checked | {k: point[k] for k in ("point", "loss", "same_99", "agreement", "validation_loss")}
+    draw(result, docs / "scaling.svg")
+    for found in result["curves"].values():
+        del found["fits"]
+    (docs / "results" / "scaling.json").write_text(json.dumps(result, indent=1))
+    for name, found in result["curves"].items():
+        print(f"\n| {name} | steps | loss | fitted | same_99 | agreement |\n|---|---|---|---|---|---|")
+        rows = zip(found["x"], found["points"], *(found[k] for k in ("loss", "fitted", "same_99", "agreement")), strict=True)
+        for x, point, loss, fitted, same_99, agreement in rows:
+            print(f"| {x:.3g} | {point['steps']:,} | {loss:.3f} | {fitted:.3f} | {100 * same_99:.1f} % | {agreement:.3f} |")
+        values = {k: (round(found[k]["value"], 4), found[k]["interval"]) for k in ("floor", "power")}
+        print(values, {k: (round(v["loss"], 4), v["interval"]) for k, v in found["times_as_much"].items()})
+    print("\nahead:", result.get("ahead"), "noise between seeds:", noise)
+
+
+def draw(result: dict[str, Any], out: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "scaling"
+    import matplotlib.pyplot as plt
+
+    labels = {"compute": "matrix-product operations", "targets": "distinct training targets", "parameters": "parameters of the oracle"}
+    figure, axes = plt.subplots(2, 3, figsize=(10, 5.4), layout="constrained", sharey="row")
+    for (top, bottom), (name, label) in zip(axes.T, labels.items(), strict=True):
+        found = result["curves"][name]
+        x = np.array(found["x"])
+        far = np.geomspace(x[0], x[-1] * 100, 80)
+        many = np.array([predicted(far, *fit) for fit in found["fits"]])
+        top.fill_between(far, *np.percentile(many, (2.5, 97.5), axis=0), alpha=0.2, lw=0)
+        top.plot(far, predicted(far, *(found[k]["value"] for k in ("floor", "scale", "power"))), lw=1)
+        top.plot(x, found["loss"], "o", ms=4)
+        for score, style in (("same_99", "o-"), ("agreement", "s--")):
+            low, high = np.array(found[f"{score}_interval"]).T
+            y = np.array(found[score])
+            bottom.errorbar(x, y, [np.maximum(y - low, 0), np.maximum(high - y, 0)], fmt=style, ms=3, lw=1, label=score)
+        if name == "compute" and "ahead" in result:
+            top.plot(result["ahead"]["x"], result["ahead"]["loss"], "kx", label="not in the fit")
+            top.legend()
+        top.set(xscale="log", yscale="log", title=f"against {name}")
+        bottom.set(xscale="log", xlabel=label, xlim=top.get_xlim())
+    axes[0, 0].set_ylabel("held-out nats per free chart token")
+    axes[1, 0].set_ylabel("charts recovered")
+    axes[1, 0].legend()
+    figure.savefig(out, metadata={"Date": None})
 
 
 def main() -> None:
@@ -163,12 +321,14 @@ def main() -> None:
     three.add_argument("docs", type=Path)
     given = parser.parse_args()
     if given.command == "run":
-        ordered = [*CURVES["compute"], *CURVES["targets"], *SEEDS, *CURVES["parameters"], *([AHEAD] if given.ahead else [])]
+        points = {*CURVES["compute"], *CURVES["targets"], *SEEDS, *CURVES["parameters"]}
+        ordered = sorted(points, key=lambda point: (point.steps * sum(SIZES[point.size]), point.name))
+        ordered += [AHEAD] if given.ahead else []
         run(given.zoo, given.test, given.out, ordered, given.tested)
     elif given.command == "pilot":
         pilot(given.zoo, given.out, given.steps, given.sizes, given.rates)
     else:
-        raise SystemExit("fit: to come")
+        fit(given.out, given.docs)
 
 
 if __name__ == "__main__":

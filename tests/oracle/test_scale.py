@@ -41,7 +41,7 @@ def quick(nano_recipe, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def config(quick, tmp_path_factory) -> ScaleConfig:
     out = tmp_path_factory.mktemp("scale") / "straight"
-    return ScaleConfig((str(quick),), str(out), size="tiny", steps=7, batch=4, pool=2, round=2, warmup=2)
+    return ScaleConfig((str(quick),), str(out), size="tiny", steps=5, batch=4, pool=2, round=2, warmup=2)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def same_end(config: ScaleConfig, other: str) -> None:
         assert ends[0][part].keys() == ends[1][part].keys()
         assert all(torch.equal(tensor, ends[1][part][name]) for name, tensor in ends[0][part].items())
     counts = [[state["step"], state["tally"]["shards"], state["tally"]["targets"]] for *_, state in ends]
-    assert counts[0] == counts[1] == [7, 5, 60]
+    assert counts[0] == counts[1] == [5, 4, 48]
 
 
 class Killed(Exception):
@@ -69,7 +69,7 @@ def test_a_run_in_slices_is_the_uninterrupted_run(config, straight, tmp_path):
     while done is None or not done.finished:  # at least a shard or a step in each
         done, slices = scale(sliced), slices + 1
         assert slices < 40
-    assert slices > 7  # each step its own
+    assert slices > 5  # each step its own
     same_end(sliced, config.out)
 
 
@@ -78,15 +78,15 @@ def test_a_killed_run_goes_on_from_its_checkpoint(config, straight, tmp_path, ca
     killed = replace(config, out=str(tmp_path / "killed"), save_every=0.0, cache=cache)
 
     def kill(stage: str, done: int, total: int) -> None:
-        if (stage, done) == ("oracle's steps", 5):
+        if (stage, done) == ("oracle's steps", 3):
             raise Killed
 
     with pytest.raises(Killed):
         scale(killed, kill)
     run = Path(killed.out) / "run"
-    assert last_checkpoint(run).name == "checkpoint-00000005" and len(list(run.glob("checkpoint-*"))) == 1
+    assert last_checkpoint(run).name == "checkpoint-00000003" and len(list(run.glob("checkpoint-*"))) == 1
     assert len(list((run / "pool").glob("*"))) == (2 if cache else 0)
-    broken = run / "checkpoint-00000006"  # killed while it was being written
+    broken = run / "checkpoint-00000004"  # killed while it was being written
     broken.mkdir()
     (broken / "weights-001.safetensors").write_bytes(b"")
     torch.manual_seed(123)  # whatever happened in between
@@ -169,7 +169,7 @@ def test_a_finished_oracle_is_read_like_any_other(config, straight, nano_target)
     files = list(Path(config.out).glob("*.safetensors"))
     assert {t.dtype for file in files for t in load_file(file).values()} == {torch.bfloat16}
     oracle = Oracle.from_pretrained(config.out)
-    assert oracle.card["training"]["steps"] == 7 and str(Path(config.out).parent) not in json.dumps(oracle.card["zoos"])
+    assert oracle.card["training"]["steps"] == 5 and str(Path(config.out).parent) not in json.dumps(oracle.card["zoos"])
     assert to_text(oracle.read(nano_target)).startswith(("say", "if"))
     whole_ = oracle.model.state_dict()
     oracle.save_pretrained(Path(config.out).parent / "parts", max_shard_size="300KB")
@@ -210,7 +210,7 @@ def test_matrix_products_are_counted_as_they_are():
         ({"recipes": ()}, "which recipe"),
         ({"pool": 0}, "--pool 0"),
         ({"slice": 0.0}, "--slice 0"),
-        ({"steps": 8}, "begun with --steps 7, not 8"),
+        ({"steps": 8}, "begun with --steps 5, not 8"),
         ({"lr": 1e-3}, "begun with --lr"),
     ],
 )

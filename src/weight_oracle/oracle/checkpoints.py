@@ -81,10 +81,11 @@ def write_checkpoint(run: Path, step: int, weights: Mapping[str, Tensor], moment
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     parts = {name: halves(tensor) for name, tensor in weights.items()}
+    lows = {f"low.{name}": low.view(-1).view(torch.uint8) for name, (_, low) in parts.items()}
     state = state | {
         "step": step,
         "weights": write_shards(folder, "weights", {name: high for name, (high, _) in parts.items()}),
-        "rest": write_shards(folder, "rest", {f"low.{name}": low.view(-1).view(torch.uint8) for name, (_, low) in parts.items()} | dict(moments)),
+        "rest": write_shards(folder, "rest", lows | dict(moments)),
     }
     partial = folder / f"{STATE}.partial"
     with open(partial, "w") as file:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -110,6 +111,7 @@ def shard_cost(recipe: Recipe, shard: int, steps: int) -> Cost:
     return once * (steps * recipe.shard_size / few)
 
 
+@cache
 def device_peak(device: torch.device) -> Peak:
     """From the data sheet of a GPU that is known, and otherwise measured: products of large matrices, and a copy."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

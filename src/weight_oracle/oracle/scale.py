@@ -220,7 +220,7 @@ class _Run:
             if not self.clock.has_time_for("step", "save"):
                 return
             self.tally.question_seconds += time.perf_counter() - last
-            batch = send_to_device(drawn, self.accelerator.device)
+            batch: Any = send_to_device(drawn, self.accelerator.device)
             if "oracle" not in self.costs:
                 self.costs["oracle"] = self._cost(batch)
                 last = time.perf_counter()
