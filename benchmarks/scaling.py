@@ -25,6 +25,7 @@ import numpy as np  # noqa: E402
 # name -> encoder width, channels, rounds; language model width, layers. "tiny" is the size of that name in oracle/train.py.
 SIZES = {
     "w16": (16, 8, 1, 32, 2),
+    "w24": (24, 10, 1, 40, 2),
     "w32": (32, 12, 1, 48, 2),
     "w48": (48, 16, 1, 64, 2),
     "tiny": (64, 24, 1, 96, 2),
@@ -33,8 +34,9 @@ SIZES = {
 BASE = "w48"
 RATE = 4e-3  # of BASE; of the others, divided by the square root of the width
 BATCH = 16
-STEPS = 1200  # of the points that differ in something else
+STEPS = 700  # of the points that differ in something else
 TESTED = 256  # targets
+LEAST = 5  # points of a curve
 
 
 def rate_of(size: str) -> float:
@@ -57,11 +59,11 @@ class Point:
 
 
 CURVES: dict[str, tuple[Point, ...]] = {
-    "compute": tuple(Point(steps=n) for n in (400, 700, 1200, 2100, 3600)),
-    "targets": tuple(Point(targets=n) for n in (160, 480, 1280, 2560, None)),
+    "compute": tuple(Point(steps=n) for n in (230, 400, 700, 1200, 2100, 3600)),
+    "targets": tuple(Point(targets=n) for n in (40, 160, 640, 1920, None)),
     "parameters": tuple(Point(size) for size in SIZES),
 }
-SEEDS = tuple(Point(steps=700, seed=n) for n in (1, 2))  # how much one training differs from the next
+SEEDS = tuple(Point(seed=n) for n in (1, 2))  # how much one training differs from the next
 AHEAD = Point(steps=6200)  # in no fit: what the law of compute says of it is compared with what it gave
 
 
@@ -228,17 +230,21 @@ def fit(out: Path, docs: Path) -> None:
     from weight_oracle.evaluation.metrics import mean_interval
 
     load = lambda point: json.loads((out / f"{point.name}.json").read_text())  # noqa: E731
-    missing = [p.name for points in (*CURVES.values(), SEEDS) for p in points if not (out / f"{p.name}.json").exists()]
-    if missing:
-        raise SystemExit(f"{out}: {', '.join(missing)} still to come: run `python benchmarks/scaling.py run` again")
+    there = lambda points: [p for p in points if (out / f"{p.name}.json").exists()]  # noqa: E731
+    curves = {name: there(points) for name, points in CURVES.items()}
+    seeds = there((Point(steps=SEEDS[0].steps), *SEEDS))
+    if missing := sorted({p.name for points in (*CURVES.values(), SEEDS) for p in points if p not in there(points)}):
+        print(f"{out}: still to come, and not in the fits: {', '.join(missing)}")
+    if min(map(len, curves.values())) < LEAST or len(seeds) < 2:
+        raise SystemExit(f"a curve needs {LEAST} points, and one of them two seeds: run `python benchmarks/scaling.py run` again")
     flops = {size: step_flops(size) for size in SIZES}
     axes = {"compute": lambda p: flops[p["point"]["size"]] * p["point"]["steps"]}
     axes |= {"targets": lambda p: p["training_targets"], "parameters": lambda p: p["parameters"]}
-    same = [load(p)["loss"] for p in (Point(steps=SEEDS[0].steps), *SEEDS)]
+    same = [load(p)["loss"] for p in seeds]
     noise = float(np.std(np.log(same), ddof=1))
     result: dict[str, Any] = {"noise_between_seeds": noise, "same_point_other_seeds": same, "flops_per_step": flops, "batch": BATCH}
     result["curves"] = {}
-    for name, wanted in CURVES.items():
+    for name, wanted in curves.items():
         points = [load(p) for p in wanted]
         found = curve(points, np.array([axes[name](p) for p in points], float), noise)
         for score in ("same_99", "agreement"):
@@ -322,7 +328,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.command == "run":
         points = {*CURVES["compute"], *CURVES["targets"], *SEEDS, *CURVES["parameters"]}
-        ordered = sorted(points, key=lambda point: (point.steps * sum(SIZES[point.size]), point.name))
+        ordered = sorted(points, key=lambda point: (point.steps * sum(SIZES[point.size]), point.name))  # cheap ones first
         ordered += [AHEAD] if given.ahead else []
         run(given.zoo, given.test, given.out, ordered, given.tested)
     elif given.command == "pilot":
