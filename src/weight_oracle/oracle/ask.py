@@ -14,7 +14,6 @@ from torch import Tensor
 
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.calibrate import apply_calibration
-from weight_oracle.oracle.checkpoints import read_weights
 from weight_oracle.oracle.generate import Reply, generate
 from weight_oracle.oracle.grammar import ChartConstraint, Limits
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, WeightOracleConfig
@@ -22,7 +21,7 @@ from weight_oracle.oracle.reconsider import Expectation, consider
 from weight_oracle.oracle.tokenizer import SPECIALS, Codec, make_tokenizer
 from weight_oracle.oracle.views import VIEWS, argument_in, draw_views, in_own_slots, tokens_of, vote
 from weight_oracle.targets.checkpoint import load_target
-from weight_oracle.targets.safe import read_json, read_vocabulary, shown
+from weight_oracle.targets.safe import read_json, read_vocabulary, read_weights, shown
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.targets.target import Target
 from weight_oracle.truth.canonical import canonical

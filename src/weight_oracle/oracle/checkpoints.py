@@ -114,17 +114,3 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor],
     except (KeyError, RuntimeError) as error:
         raise UserError(f"is broken: {shown(str(error))}", where=str(folder / STATE), hint=AGAIN) from error
     return weights, rest, state
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """A model's weights as `save_pretrained` wrote them: one file, or several and an index. Raises `UserError` for broken ones."""
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").exists() or not index.exists():
-        return read_safetensors(folder / "model.safetensors")
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(name, str) and Path(name).name == name for name in places.values()):
-        raise UserError("is no index of weights", where=str(index))
-    weights: dict[str, Tensor] = {}
-    for name in sorted(set(places.values())):
-        weights |= read_safetensors(folder / name)
-    return weights
