@@ -195,7 +195,7 @@ def new_oracle(config: TrainConfig, zoos: Sequence[Zoo], codec: Codec) -> Weight
     return model
 
 
-def start_from(start: str, model: WeightOracle, codec: Codec) -> dict[str, Any]:
+def _go_on_from(start: str, model: WeightOracle, codec: Codec) -> dict[str, Any]:
     """Gives a new oracle the weights of a trained one; returns how that was made. Raises `UserError` where they are not of one kind."""
     trained = Oracle.from_pretrained(start)
     kind = lambda c: (replace(c.encoder_config, families=()), c.backbone["model_type"], c.injection, c.gain)  # noqa: E731
@@ -242,7 +242,7 @@ def train(config: TrainConfig, progress: Callable[[int, int, dict], None] | None
     zoos = [open_zoo(path) for path in (config.zoo, *config.also)]
     codec = Codec(vocabulary())
     model = new_oracle(config, zoos, codec)
-    before = start_from(config.start, model, codec) if config.start else None
+    before = _go_on_from(config.start, model, codec) if config.start else None
     population, held = _data(zoos, "train", model, config.targets), _data(zoos, "validation", model, 512)
     names = model.name_tokens(codec)
     if config.backbone:
