@@ -191,6 +191,12 @@ def predicted(x: Any, floor: float, scale: float, power: float) -> Any:
     return floor + (scale / np.asarray(x, float)) ** power
 
 
+def slope(x: float, floor: float, scale: float, power: float) -> float:
+    """By how many per cent the loss falls for each per cent more of x."""
+    above = (scale / x) ** power
+    return power * above / (floor + above)
+
+
 def curve(points: Sequence[dict[str, Any]], x: np.ndarray, noise: float, resamples: int = 300) -> dict[str, Any]:
     """The law of one curve, its 95 % intervals, and what ten and a hundred times the last x would give.
 
@@ -221,6 +227,7 @@ def curve(points: Sequence[dict[str, Any]], x: np.ndarray, noise: float, resampl
         "scale": scale,
         "power": power,
         "times_as_much": ahead,
+        "slopes": {f"{at:.4g}": {"value": slope(at, *found), "interval": interval([slope(at, *fit) for fit in fits])} for at in x},
         "fits": [list(fit) for fit in fits],
     }
 
@@ -271,6 +278,7 @@ def fit(out: Path, docs: Path) -> None:
         for x, point, loss, fitted, same_99, agreement in rows:
             print(f"| {x:.3g} | {point['steps']:,} | {loss:.3f} | {fitted:.3f} | {100 * same_99:.1f} % | {agreement:.3f} |")
         values = {k: (round(found[k]["value"], 4), found[k]["interval"]) for k in ("floor", "power")}
+        print("slopes", {at: (round(v["value"], 3), v["interval"]) for at, v in found["slopes"].items()})
         print(values, {k: (round(v["loss"], 4), v["interval"]) for k, v in found["times_as_much"].items()})
     print("\nahead:", result.get("ahead"), "noise between seeds:", noise)
 

@@ -1,6 +1,8 @@
 """Training beside the targets' training: slices are the uninterrupted run, the pool is bounded, checkpoints are small and exact."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.checkpoints import LIMIT, STATE, halves, last_checkpoint, read_checkpoint, read_shards, whole, write_checkpoint
 from weight_oracle.oracle.data import load_population, together
 from weight_oracle.oracle.floors import Cost, device_peak, report, shard_cost
+from weight_oracle.oracle.loop import whole_step
 from weight_oracle.oracle.pool import APART, Fresh, Pool, apart, merged
 from weight_oracle.oracle.scale import ScaleConfig, scale
 from weight_oracle.truth.canonical import split_of
@@ -241,3 +244,19 @@ def test_the_command(nano_recipe, tmp_path, capsys):
     with safe_open(last_checkpoint(out / "run") / state["weights"]["files"][0], "pt") as file:
         assert len(list(file.keys())) == len(state["weights"]["tensors"])
     assert LIMIT < 16_000_000
+
+
+def test_ctrl_c_waits_for_the_end_of_a_step():
+    done = []
+    with pytest.raises(KeyboardInterrupt), whole_step():
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append(1)
+    assert done
+    with pytest.raises(KeyboardInterrupt):  # and is what it was afterwards
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_command_says_in_one_line_what_is_wrong(tmp_path, capsys):
+    assert main(["scale", "charts-tiny-test", "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("weight-oracle: charts-tiny-test: draws charts of the test split alone") and error.count("\n") == 1
