@@ -36,7 +36,7 @@ RATE = 4e-3  # of BASE; of the others, divided by the square root of the width
 BATCH = 16
 STEPS = 700  # of the points that differ in something else
 TESTED = 256  # targets
-LEAST = 5  # points of a curve
+MARKS = "<!-- curves -->", "<!-- end of curves -->"
 
 
 def rate_of(size: str) -> float:
@@ -171,78 +171,19 @@ def step_flops(size: str) -> float:
     return step_cost(lambda: model(**batch).loss.backward(), model.num_parameters()).matmul
 
 
-def law(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
-    """Least squares in log loss of y = floor + (scale / x)^power, 0 <= floor < min y: floor, scale, power."""
-    from scipy.optimize import least_squares
-
-    best = None
-    for share in (0.0, 0.5, 0.9):
-        for power in (0.2, 0.6, 1.5):
-            start = [share * y.min(), np.log(x[0]) + np.log(max(y[0] - share * y.min(), 1e-3)) / power, power]
-            model = lambda p: np.log(p[0] + np.exp(p[2] * (p[1] - np.log(x)))) - np.log(y)  # noqa: E731
-            bounds = ([0.0, -np.inf, 0.02], [0.9999 * y.min(), np.inf, 4.0])
-            found = least_squares(model, start, bounds=bounds, x_scale=[0.1, 1.0, 0.3])
-            best = found if best is None or found.cost < best.cost else best
-    assert best is not None
-    return float(best.x[0]), float(np.exp(best.x[1])), float(best.x[2])
-
-
-def predicted(x: Any, floor: float, scale: float, power: float) -> Any:
-    return floor + (scale / np.asarray(x, float)) ** power
-
-
-def slope(x: float, floor: float, scale: float, power: float) -> float:
-    """By how many per cent the loss falls for each per cent more of x."""
-    above = (scale / x) ** power
-    return power * above / (floor + above)
-
-
-def curve(points: Sequence[dict[str, Any]], x: np.ndarray, noise: float, resamples: int = 300) -> dict[str, Any]:
-    """The law of one curve, its 95 % intervals, and what ten and a hundred times the last x would give.
-
-    Intervals: the targets are drawn anew, the same ones for all points, and every log loss is moved by what one training differs from the
-    next (`noise`, a standard deviation).
-    """
-    losses = np.array([p["loss"] for p in points])
-    nats, tokens = (np.array([p["per_target"][name] for p in points]) for name in ("nats", "tokens"))
-    rng = np.random.default_rng(0)
-    fits = []
-    for _ in range(resamples):
-        times = rng.multinomial(nats.shape[1], np.full(nats.shape[1], 1 / nats.shape[1]))
-        fits.append(law(x, (nats @ times) / (tokens @ times) * np.exp(noise * rng.standard_normal(len(x)))))
-    found = law(x, losses)
-    interval = lambda values: [round(float(v), 5) for v in np.percentile(values, (2.5, 97.5))]  # noqa: E731
-    ahead = {}
-    for times in (10, 100):
-        value = float(predicted(x[-1] * times, *found))
-        ahead[str(times)] = {"loss": value, "interval": interval([predicted(x[-1] * times, *fit) for fit in fits])}
-    floor, scale, power = (dict(value=v, interval=interval([f[i] for f in fits])) for i, v in enumerate(found))
-    fitted = predicted(x, *found)
-    return {
-        "x": x.tolist(),
-        "loss": losses.tolist(),
-        "fitted": fitted.tolist(),
-        "largest_residual": float(np.abs(np.log(fitted / losses)).max()),
-        "floor": floor,
-        "scale": scale,
-        "power": power,
-        "times_as_much": ahead,
-        "slopes": {f"{at:.4g}": {"value": slope(at, *found), "interval": interval([slope(at, *fit) for fit in fits])} for at in x},
-        "fits": [list(fit) for fit in fits],
-    }
-
-
 def fit(out: Path, docs: Path) -> None:
-    """Laws and figure from the points that are there."""
+    """Laws, figure and tables from the points that are there; the tables go between two marks of docs/scaling.md."""
+    from laws import LEAST, curve, draw, markdown, predicted
+
     from weight_oracle.evaluation.metrics import mean_interval
 
     load = lambda point: json.loads((out / f"{point.name}.json").read_text())  # noqa: E731
     there = lambda points: [p for p in points if (out / f"{p.name}.json").exists()]  # noqa: E731
-    curves = {name: there(points) for name, points in CURVES.items()}
-    seeds = there((Point(steps=SEEDS[0].steps), *SEEDS))
     if missing := sorted({p.name for points in (*CURVES.values(), SEEDS) for p in points if p not in there(points)}):
         print(f"{out}: still to come, and not in the fits: {', '.join(missing)}")
-    if min(map(len, curves.values())) < LEAST or len(seeds) < 2:
+    curves = {name: there(points) for name, points in CURVES.items() if len(there(points)) >= LEAST}
+    seeds = there((Point(), *SEEDS))
+    if not curves or len(seeds) < 2:
         raise SystemExit(f"a curve needs {LEAST} points, and one of them two seeds: run `python benchmarks/scaling.py run` again")
     flops = {size: step_flops(size) for size in SIZES}
     axes = {"compute": lambda p: flops[p["point"]["size"]] * p["point"]["steps"]}
@@ -258,61 +199,22 @@ def fit(out: Path, docs: Path) -> None:
             found[score] = [p[score] for p in points]
             found[f"{score}_interval"] = [mean_interval(np.array(p["per_target"][score])) for p in points]
         found |= {key: [p[key] for p in points] for key in ("validation_loss", "lr", "train_seconds", "parameters", "training_targets")}
-        found["points"] = [p["point"] for p in points]
-        result["curves"][name] = found
-    ahead = out / f"{AHEAD.name}.json"
-    if ahead.exists():
-        point = json.loads(ahead.read_text())
-        x, compute = axes["compute"](point), result["curves"]["compute"]
-        said = [float(predicted(x, *f)) for f in compute["fits"]]
-        law_ = [compute[k]["value"] for k in ("floor", "scale", "power")]
-        checked = {"x": x, "predicted": float(predicted(x, *law_)), "interval": np.percentile(said, (2.5, 97.5)).tolist()}
+        result["curves"][name] = found | {"points": [p["point"] for p in points]}
+    if (out / f"{AHEAD.name}.json").exists():
+        point, compute = load(AHEAD), result["curves"]["compute"]
+        x = axes["compute"](point)
+        said = [float(predicted(x, *law)) for law in compute["fits"]]
+        best = [compute[k]["value"] for k in ("floor", "scale", "power")]
+        checked = {"x": x, "predicted": float(predicted(x, *best)), "interval": np.percentile(said, (2.5, 97.5)).tolist()}
         result["ahead"] = checked | {k: point[k] for k in ("point", "loss", "same_99", "agreement", "validation_loss")}
     draw(result, docs / "scaling.svg")
     for found in result["curves"].values():
         del found["fits"]
     (docs / "results" / "scaling.json").write_text(json.dumps(result, indent=1))
-    for name, found in result["curves"].items():
-        print(f"\n| {name} | steps | loss | fitted | same_99 | agreement |\n|---|---|---|---|---|---|")
-        rows = zip(found["x"], found["points"], *(found[k] for k in ("loss", "fitted", "same_99", "agreement")), strict=True)
-        for x, point, loss, fitted, same_99, agreement in rows:
-            print(f"| {x:.3g} | {point['steps']:,} | {loss:.3f} | {fitted:.3f} | {100 * same_99:.1f} % | {agreement:.3f} |")
-        values = {k: (round(found[k]["value"], 4), found[k]["interval"]) for k in ("floor", "power")}
-        print("slopes", {at: (round(v["value"], 3), v["interval"]) for at, v in found["slopes"].items()})
-        print(values, {k: (round(v["loss"], 4), v["interval"]) for k, v in found["times_as_much"].items()})
-    print("\nahead:", result.get("ahead"), "noise between seeds:", noise)
-
-
-def draw(result: dict[str, Any], out: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "scaling"
-    import matplotlib.pyplot as plt
-
-    labels = {"compute": "matrix-product operations", "targets": "distinct training targets", "parameters": "parameters of the oracle"}
-    figure, axes = plt.subplots(2, 3, figsize=(10, 5.4), layout="constrained", sharey="row")
-    for (top, bottom), (name, label) in zip(axes.T, labels.items(), strict=True):
-        found = result["curves"][name]
-        x = np.array(found["x"])
-        far = np.geomspace(x[0], x[-1] * 100, 80)
-        many = np.array([predicted(far, *fit) for fit in found["fits"]])
-        top.fill_between(far, *np.percentile(many, (2.5, 97.5), axis=0), alpha=0.2, lw=0)
-        top.plot(far, predicted(far, *(found[k]["value"] for k in ("floor", "scale", "power"))), lw=1)
-        top.plot(x, found["loss"], "o", ms=4)
-        for score, style in (("same_99", "o-"), ("agreement", "s--")):
-            low, high = np.array(found[f"{score}_interval"]).T
-            y = np.array(found[score])
-            bottom.errorbar(x, y, [np.maximum(y - low, 0), np.maximum(high - y, 0)], fmt=style, ms=3, lw=1, label=score)
-        if name == "compute" and "ahead" in result:
-            top.plot(result["ahead"]["x"], result["ahead"]["loss"], "kx", label="not in the fit")
-            top.legend()
-        top.set(xscale="log", yscale="log", title=f"against {name}")
-        bottom.set(xscale="log", xlabel=label, xlim=top.get_xlim())
-    axes[0, 0].set_ylabel("held-out nats per free chart token")
-    axes[1, 0].set_ylabel("charts recovered")
-    axes[1, 0].legend()
-    figure.savefig(out, metadata={"Date": None})
+    page = docs / "scaling.md"
+    before, rest = page.read_text().split(MARKS[0])
+    page.write_text(f"{before}{MARKS[0]}\n{markdown(result)}{MARKS[1]}{rest.split(MARKS[1])[1]}")
+    print(markdown(result), f"noise between seeds: {noise:.3f}")
 
 
 def main() -> None:
