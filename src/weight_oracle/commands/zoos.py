@@ -148,7 +148,8 @@ def scale(config: "cli.Scale") -> Output:
     peak = data["peak"]
     found = "measured here" if peak["measured"] else "by its data sheet"
     lines += ["", table(("", "arithmetic floor", "memory floor", "measured", "of the higher"), rows)]
-    rates = f"{peak['matmul']:.3g} (bf16) and {peak['vector']:.3g} operations/s, {peak['bandwidth']:.3g} bytes/s"
+    rates = f"{peak['matmul']:.3g} operations/s in matrix products of the oracle, {peak['vector']:.3g} elsewhere"
+    rates += f", {peak['bandwidth']:.3g} bytes/s"
     lines += [f"{peak['name']}, {found}: {rates}"]
     again = "calibrate it" if done.finished else "go on"
     lines += ["", f"Now measure it: weight-oracle eval {config.out} ZOO" if data["finished"] else f"Run it again to {again}."]

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
+from transformers.utils.logging import disable_progress_bar
 
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.ask import Oracle
@@ -98,6 +99,7 @@ def scale(config: ScaleConfig, progress: Progress | None = None, device: str | N
     Raises `UserError` for recipes that differ in symbols or answers or have no training charts, a folder that holds something else, or a
     run that was begun with other settings; `KeyboardInterrupt`, after a checkpoint, on Ctrl-C.
     """
+    disable_progress_bar()  # of writing the oracle, in the midst of ours
     clock = Clock(config.slice)
     recipes = _recipes(config)
     out = Path(config.out)
