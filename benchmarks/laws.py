@@ -10,13 +10,14 @@ UNITS = {"compute": "operations in matrix products", "targets": "distinct traini
 LEAST = 5  # points of a curve
 
 
-def law(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
-    """Least squares in log loss of y = floor + (scale / x)^power, 0 <= floor < min y: floor, scale, power."""
+def law(x: np.ndarray, y: np.ndarray, near: tuple[float, float, float] | None = None) -> tuple[float, float, float]:
+    """Least squares in log loss of y = floor + (scale / x)^power, 0 <= floor < min y: floor, scale, power. `near`: where to look."""
     from scipy.optimize import least_squares
 
     best = None
-    for share in (0.0, 0.5, 0.9):
-        for power in (0.2, 0.6, 1.5):
+    shares, powers = ((min(near[0] / y.min(), 0.9),), (near[2],)) if near else ((0.0, 0.5, 0.9), (0.2, 0.6, 1.5))
+    for share in shares:
+        for power in powers:
             start = [share * y.min(), np.log(x[0]) + np.log(max(y[0] - share * y.min(), 1e-3)) / power, power]
             model = lambda p: np.log(p[0] + np.exp(p[2] * (p[1] - np.log(x)))) - np.log(y)  # noqa: E731
             bounds = ([0.0, -np.inf, 0.02], [0.9999 * y.min(), np.inf, 4.0])
@@ -28,6 +29,11 @@ def law(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
 
 def predicted(x: Any, floor: float, scale: float, power: float) -> Any:
     return floor + (scale / np.asarray(x, float)) ** power
+
+
+def spread(x: np.ndarray, y: np.ndarray) -> float:
+    """Standard deviation of the log losses around their law."""
+    return float(np.sqrt(np.square(np.log(predicted(x, *law(x, y)) / y)).sum() / (len(x) - 3)))
 
 
 def slope(x: float, floor: float, scale: float, power: float) -> float:
@@ -45,11 +51,10 @@ def curve(points: Sequence[dict[str, Any]], x: np.ndarray, noise: float, resampl
     losses = np.array([p["loss"] for p in points])
     nats, tokens = (np.array([p["per_target"][name] for p in points]) for name in ("nats", "tokens"))
     rng = np.random.default_rng(0)
-    fits = []
+    found, fits = law(x, losses), []
     for _ in range(resamples):
         times = rng.multinomial(nats.shape[1], np.full(nats.shape[1], 1 / nats.shape[1]))
-        fits.append(law(x, (nats @ times) / (tokens @ times) * np.exp(noise * rng.standard_normal(len(x)))))
-    found = law(x, losses)
+        fits.append(law(x, (nats @ times) / (tokens @ times) * np.exp(noise * rng.standard_normal(len(x))), found))
     interval = lambda values: [round(float(v), 5) for v in np.percentile(values, (2.5, 97.5))]  # noqa: E731
     ahead = {}
     for times in (10, 100):

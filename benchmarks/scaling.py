@@ -173,7 +173,7 @@ def step_flops(size: str) -> float:
 
 def fit(out: Path, docs: Path) -> None:
     """Laws, figure and tables from the points that are there; the tables go between two marks of docs/scaling.md."""
-    from laws import LEAST, curve, draw, markdown, predicted
+    from laws import LEAST, curve, draw, markdown, predicted, spread
 
     from weight_oracle.evaluation.metrics import mean_interval
 
@@ -183,13 +183,14 @@ def fit(out: Path, docs: Path) -> None:
         print(f"{out}: still to come, and not in the fits: {', '.join(missing)}")
     curves = {name: there(points) for name, points in CURVES.items() if len(there(points)) >= LEAST}
     seeds = there((Point(), *SEEDS))
-    if not curves or len(seeds) < 2:
-        raise SystemExit(f"a curve needs {LEAST} points, and one of them two seeds: run `python benchmarks/scaling.py run` again")
+    if "compute" not in curves:
+        raise SystemExit(f"a curve needs {LEAST} points: run `python benchmarks/scaling.py run` again")
     flops = {size: step_flops(size) for size in SIZES}
     axes = {"compute": lambda p: flops[p["point"]["size"]] * p["point"]["steps"]}
     axes |= {"targets": lambda p: p["training_targets"], "parameters": lambda p: p["parameters"]}
     same = [load(p)["loss"] for p in seeds]
-    noise = float(np.std(np.log(same), ddof=1))
+    scatter = [(axes["compute"](load(p)), load(p)["loss"]) for p in curves["compute"]]  # around its law, for want of other seeds
+    noise = float(np.std(np.log(same), ddof=1)) if len(same) > 1 else spread(*np.array(scatter).T)
     result: dict[str, Any] = {"noise_between_seeds": noise, "same_point_other_seeds": same, "flops_per_step": flops, "batch": BATCH}
     result["curves"] = {}
     for name, wanted in curves.items():
