@@ -129,6 +129,28 @@ class Train(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scale(Command):
+    """Train an oracle on targets that are trained beside it, without storing a zoo. Stop it at any time: run again, it goes on."""
+
+    recipes: Positional[Annotated[tuple[str, ...], arg(metavar="RECIPE", help="Names of recipes for training, or JSON files.")]]
+    out: Annotated[str, arg(metavar="ORACLE", help="Folder of the oracle, and of the run's checkpoint.")]
+    slice: Annotated[float | None, NO_HINT, arg(metavar="SECONDS", help="Stop before so long, and go on when run again.")] = None
+    size: Annotated[Literal["tiny", "small", "base"], arg(help="Size of the encoder and of the language model.")] = "small"
+    steps: Annotated[int, arg(help="Optimiser steps in all.")] = 10_000
+    batch: Annotated[int, arg(help="Targets in a step.")] = 64
+    pool: Annotated[int, arg(metavar="N", help="Shards of targets that are held at once; the oldest makes room for the newest.")] = 16
+    round: Annotated[int, arg(metavar="N", help="Steps from one new shard to the next.")] = 50
+    shard_size: Annotated[Count, arg(help="Targets in a shard. Default: as in the recipe.")] = None
+    lr: Annotated[float, arg(help="Peak learning rate.")] = 2e-3
+    warmup: Annotated[int, arg(metavar="N", help="Steps in which the rate rises.")] = 300
+    start: Annotated[Text, arg(metavar="ORACLE", help="Go on from this trained oracle instead of a new one.")] = None
+    compiled: Annotated[bool, arg(help="Train targets under torch.compile.")] = True
+    save_every: Annotated[float, arg(metavar="SECONDS", help="From one checkpoint to the next.")] = 300.0
+    workers: Annotated[int, arg(metavar="W", help="Processes that draw questions.")] = 0
+    cache: Annotated[bool, arg(help="Keep the pool's targets on disk between slices; otherwise they are trained again.")] = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class Eval(Command):
     """Measure an oracle on a zoo: all controls, all metrics."""
 
@@ -223,7 +245,7 @@ class Budget(Command):
 COMMANDS: dict[type[Command], str] = {
     Demo: "demo", ZooBuild: "zoo_build", ZooShow: "zoo_show", ZooExport: "zoo_export", Train: "train", Eval: "evaluate",
     Questions: "questions", Ask: "ask", Read: "read", Verify: "verify", Compare: "compare", Scramble: "scramble",
-    Budget: "budget",
+    Budget: "budget", Scale: "scale",
 }  # fmt: skip
 AnyZoo = (
     Annotated[ZooBuild, subcommand("build")]
@@ -234,6 +256,7 @@ AnyCommand = (
     Annotated[Demo, subcommand("demo")]
     | Annotated[AnyZoo, subcommand("zoo", description="Build, show and export populations of targets.")]
     | Annotated[Train, subcommand("train")]
+    | Annotated[Scale, subcommand("scale")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Questions, subcommand("questions")]
     | Annotated[Ask, subcommand("ask")]

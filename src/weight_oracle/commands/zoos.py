@@ -114,6 +114,48 @@ def train(config: "cli.Train") -> Output:
     return Output(data, f"{text}\nNow measure it: weight-oracle eval {out} {config.zoo}")
 
 
+def scale(config: "cli.Scale") -> Output:
+    import shutil
+    import time
+
+    from weight_oracle.evaluation.calibration import calibrate
+    from weight_oracle.oracle.scale import ScaleConfig
+    from weight_oracle.oracle.scale import scale as run
+
+    start, seed = time.perf_counter(), config.seed or 0
+    given: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(ScaleConfig) if hasattr(config, f.name)}
+    given["seed"] = seed
+    with stages("") as progress:
+        done = run(ScaleConfig(**given), progress)
+        data = {"oracle": config.out, "finished": done.finished, "step": done.step, "steps": config.steps} | done.report
+        lines = [f"{config.out}: step {done.step:,} of {config.steps:,}; {data['targets']:,} targets trained in {data['shards']:,} shards"]
+        if done.finished:
+            oracle = load_oracle(config.out)
+            if "calibration" not in oracle.card:
+                if config.slice and time.perf_counter() - start > config.slice / 2:  # calibration would not end in time
+                    data["finished"] = False
+                else:
+                    oracle.card["calibration"] = calibrate(oracle.model, oracle.codec, done.pool.zoos(), seed=seed, progress=progress)
+                    oracle.save_card(config.out)
+        if data["finished"]:
+            shutil.rmtree(Path(config.out) / "run" / "pool", ignore_errors=True)
+    names = {"target_training": "training targets", "oracle_training": "training the oracle"}
+    rows = [
+        (name, *(f"{part[key]:.3g} s" for key in ("arithmetic_seconds", "memory_seconds", "seconds")), f"{part['times']:,.0f} x")
+        for key, name in names.items()
+        for part in (data[key],)
+    ]
+    peak = data["peak"]
+    found = "measured here" if peak["measured"] else "by its data sheet"
+    lines += ["", table(("", "arithmetic floor", "memory floor", "measured", "of the higher"), rows)]
+    rates = f"{peak['matmul']:.3g} operations/s in matrix products of the oracle, {peak['vector']:.3g} elsewhere"
+    rates += f", {peak['bandwidth']:.3g} bytes/s"
+    lines += [f"{peak['name']}, {found}: {rates}"]
+    again = "calibrate it" if done.finished else "go on"
+    lines += ["", f"Now measure it: weight-oracle eval {config.out} ZOO" if data["finished"] else f"Run it again to {again}."]
+    return Output(data, "\n".join(lines))
+
+
 def evaluate(config: "cli.Eval") -> Output:
     from weight_oracle.evaluation.evaluate import evaluate as measure
     from weight_oracle.evaluation.table import table_text

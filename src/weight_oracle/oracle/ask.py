@@ -22,7 +22,7 @@ from weight_oracle.oracle.reconsider import Considered, Expectation, consider
 from weight_oracle.oracle.tokenizer import SPECIALS, Codec, make_tokenizer
 from weight_oracle.oracle.views import VIEWS, View, argument_in, draw_views, in_own_slots, tokens_of, vote
 from weight_oracle.targets.checkpoint import load_target
-from weight_oracle.targets.safe import check_finite, read_json, read_safetensors, read_vocabulary, shown
+from weight_oracle.targets.safe import read_json, read_vocabulary, read_weights, shown
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.targets.target import Target
 from weight_oracle.truth.canonical import canonical
@@ -107,9 +107,7 @@ class Oracle:
         card = read_json(folder / "oracle.json")
         if card.get("format", FORMAT) != FORMAT:
             raise UserError(f"is an oracle of version {card['format']}; this is version {FORMAT}", where=str(folder), hint="train it again")
-        config, weights = read_json(folder / "config.json"), read_safetensors(folder / "model.safetensors")
-        for name, tensor in weights.items():
-            check_finite(name, tensor, folder / "model.safetensors")
+        config, weights = read_json(folder / "config.json"), read_weights(folder)
         ids = read_vocabulary(folder / "tokenizer.json")
         try:
             model = WeightOracle(
@@ -128,11 +126,16 @@ class Oracle:
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise UserError(f"does not fit this version: {shown(str(error), 120)}", where=str(folder), hint="train it again") from error
 
-    def save_pretrained(self, path: str | Path) -> None:
+    def save_pretrained(self, path: str | Path, max_shard_size: str = "50GB") -> None:
         """One self-describing folder: config and weights, tokenizer, and the card (`oracle.json`), which comes last."""
         folder = Path(path)
-        self.model.save_pretrained(folder)
+        self.model.save_pretrained(folder, max_shard_size=max_shard_size)
         make_tokenizer(self.codec.words).save_pretrained(folder)
+        self.save_card(folder)
+
+    def save_card(self, path: str | Path) -> None:
+        """The card of an oracle that is there already."""
+        folder = Path(path)
         partial = folder / ".oracle.json"
         partial.write_text(json.dumps({"format": FORMAT} | self.card, indent=1))
         partial.replace(folder / "oracle.json")  # its presence says that the folder is whole

@@ -80,6 +80,20 @@ def read_safetensors(path: str | os.PathLike, limit: int = 4 << 30) -> dict[str,
     return tensors
 
 
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """A model's weights as `save_pretrained` wrote them: one file, or several and an index. Raises `UserError` for broken ones."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").exists() or not index.exists():
+        return read_safetensors(folder / "model.safetensors")
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) and Path(name).name == name for name in places.values()):
+        raise UserError("is no index of weights", where=str(index))
+    weights: dict[str, torch.Tensor] = {}
+    for name in sorted(set(places.values())):
+        weights |= read_safetensors(folder / name)
+    return weights
+
+
 def check_finite(name: str, tensor: torch.Tensor, path: str | os.PathLike) -> None:
     """Raises UserError naming the tensor if a value is NaN or infinite. Reads a contiguous tensor once, and needs no memory of its size."""
     if not tensor.is_floating_point():

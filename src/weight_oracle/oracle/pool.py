@@ -1,0 +1,167 @@
+"""A bounded pool of freshly trained targets: shards follow one another for ever, and the oldest makes room for the newest."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from weight_oracle.errors import UserError
+from weight_oracle.oracle.data import Population, load_population, pick
+from weight_oracle.oracle.model import ENCODERS
+from weight_oracle.truth.canonical import split_of
+from weight_oracle.truth.domain import default_names
+from weight_oracle.truth.parse import parse
+from weight_oracle.weights.encoder import Batch, EncoderConfig
+from weight_oracle.zoo.build import build_shard
+from weight_oracle.zoo.recipe import Recipe
+from weight_oracle.zoo.store import Zoo
+
+Shard = tuple[dict[str, Tensor], list[dict[str, Any]]]
+APART = "apart"  # in place of a split: in one split by the inputs of one recipe, in another by those of another, and so in none
+
+
+@dataclass(frozen=True)
+class Fresh(Zoo):
+    """Shards of a recipe that are in memory alone: tensors and rows of truth, as `build_shard` gives them."""
+
+    held: Mapping[int, Shard]
+
+    @cached_property
+    def truths(self) -> list[dict[str, Any]]:
+        rows = ((shard, i, row) for shard in self.shards for i, row in enumerate(self.held[shard][1]))
+        return [{"family": "gpt2"} | row | {"shard": shard, "row": i} for shard, i, row in rows]
+
+    def tensors(self, shard: int) -> dict[str, Tensor]:
+        return self.held[shard][0]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What is in the pool, round by round. Number n of the stream is shard n // R of recipe n % R, and round r holds numbers r to
+    r + size - 1: so every round brings one shard of new targets, and what the pool holds is a function of the round alone.
+
+    `cache`: a folder in which the shards of the pool are kept, and no others; without it, or what it held, they are trained again.
+    """
+
+    recipes: tuple[Recipe, ...]
+    settings: EncoderConfig
+    size: int  # shards
+    device: str = "cpu"
+    cache: Path | None = None
+    parts: dict[int, tuple[Fresh, Population | None, Population | None]] = field(default_factory=dict)
+
+    def missing(self, round_: int) -> list[int]:
+        """The numbers of the shards that this round needs and that are not here yet; those it no longer needs are dropped."""
+        wanted = range(round_, round_ + self.size)
+        for number in [n for n in self.parts if n not in wanted]:
+            del self.parts[number]
+        for file in self.cache.glob("*.safetensors") if self.cache else ():
+            if int(file.name.split("-")[0]) not in wanted:
+                file.unlink()
+        return [n for n in wanted if n not in self.parts]
+
+    def source(self, number: int) -> tuple[Recipe, int]:
+        """The recipe, and its shard, that has this number in the stream."""
+        return self.recipes[number % len(self.recipes)], number // len(self.recipes)
+
+    def file(self, number: int) -> Path | None:
+        """Where the cache keeps this shard."""
+        return self.cache / f"{number:08d}-{self.source(number)[0].hash}.safetensors" if self.cache else None
+
+    def add(self, number: int) -> bool:
+        """Prepare one shard for the encoder; returns whether it had to be trained, or was in the cache."""
+        recipe, shard = self.source(number)
+        file = self.file(number)
+        found = _from_cache(file) if file else None
+        trained = found is None
+        if found is None:
+            found = build_shard(recipe, shard, self.device)
+            if file:
+                _to_cache(file, found)
+        fresh = Fresh(Path(f"shard {shard} of {recipe.name}"), recipe, (shard,), {shard: (found[0], apart(found[1], recipe, self.recipes))})
+        train, held = (self._population(fresh, split) for split in ("train", "validation"))
+        self.parts[number] = fresh, train, held
+        return trained
+
+    def _population(self, fresh: Fresh, split: str) -> Population | None:
+        places = pick(fresh, split)
+        return load_population(fresh, ENCODERS[self.settings.encoding], self.settings, places) if len(places) else None
+
+    def training(self) -> Population:
+        """The targets to train on: of the train split, those that learned their chart. Raises `UserError` if there are none."""
+        found = [part[1] for _, part in sorted(self.parts.items()) if part[1] is not None]
+        if not found:
+            where = ", ".join(recipe.name for recipe in self.recipes)
+            raise UserError("no target of the pool has learned its chart", where=where, hint="give a larger --pool or another recipe")
+        return merged(found)
+
+    def held_out(self) -> Population | None:
+        """Those of the validation split, which nothing is trained on."""
+        found = [part[2] for _, part in sorted(self.parts.items()) if part[2] is not None]
+        return merged(found) if found else None
+
+    def zoos(self) -> list[Fresh]:
+        """All shards of the pool as one zoo for each recipe."""
+        found = []
+        for recipe in self.recipes:
+            mine = [part[0] for _, part in sorted(self.parts.items()) if part[0].recipe == recipe]
+            held = {shard: zoo.held[shard] for zoo in mine for shard in zoo.shards}
+            if held:
+                found.append(Fresh(Path(recipe.name), recipe, tuple(held), held))
+        return found
+
+
+def apart(rows: Sequence[dict[str, Any]], recipe: Recipe, recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
+    """Rows of truth in which a chart that another recipe's inputs put into another split is in none."""
+    others = {other.domain for other in recipes} - {recipe.domain}
+    names = default_names(recipe.domain.symbols, recipe.domain.answers)
+
+    def split(row: dict[str, Any]) -> str:
+        chart = parse(row["chart"], names) if others else None
+        return APART if chart and any(split_of(chart, domain) != row["split"] for domain in others) else row["split"]
+
+    return [row | {"split": split(row)} for row in rows]
+
+
+def merged(populations: Sequence[Population]) -> Population:
+    """Several populations for one encoder as one, targets of equal shape in one group, so that batches can be drawn from all of them."""
+    groups: dict[tuple, list[Batch]] = {}
+    sizes: dict[tuple, int] = {}
+    group, row = [], []
+    for population in populations:
+        keys = [tuple((name, tensor.shape[1:]) for name, tensor in batch.items()) for batch in population.groups]
+        before = [sizes.get(key, 0) for key in keys]
+        for key, batch in zip(keys, population.groups, strict=True):
+            groups.setdefault(key, []).append(batch)
+            sizes[key] = sizes.get(key, 0) + len(next(iter(batch.values())))
+        order = list(groups)
+        group.append(np.array([order.index(key) for key in keys])[population.group])
+        row.append(population.row + np.array(before)[population.group])
+    stacked = tuple({name: torch.cat([batch[name] for batch in batches]) for name in batches[0]} for batches in groups.values())
+    facts = tuple(fact for population in populations for fact in population.facts)
+    places = np.concatenate([population.places for population in populations])
+    return replace(populations[0], groups=stacked, group=np.concatenate(group), row=np.concatenate(row), facts=facts, places=places)
+
+
+def _from_cache(file: Path) -> Shard | None:
+    """A shard as it was written; None if there is none, or none that can be read."""
+    try:
+        with safe_open(file, "pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, json.loads(opened.metadata()["rows"])  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _to_cache(file: Path, shard: Shard) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    save_file(shard[0], partial, {"rows": json.dumps(shard[1])})
+    partial.replace(file)

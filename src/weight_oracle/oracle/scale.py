@@ -1,0 +1,319 @@
+"""Train an oracle on targets that are trained beside it, in one process, without storing a zoo; in slices, if time is lent in slices.
+
+Every draw is a function of the seed, the round and the step, and what the pool holds is a function of the round: so a checkpoint is the
+weights, AdamW's moments and the number of steps, and a run in slices is the uninterrupted one, to the same bits on the same CPU.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import Tensor
+from transformers import get_cosine_schedule_with_warmup
+from transformers.utils.logging import disable_progress_bar
+
+from weight_oracle.errors import UserError
+from weight_oracle.oracle.ask import Oracle
+from weight_oracle.oracle.checkpoints import last_checkpoint, read_checkpoint, write_checkpoint
+from weight_oracle.oracle.data import Collator, QuestionData
+from weight_oracle.oracle.floors import Cost, device_peak, shard_cost, step_cost
+from weight_oracle.oracle.loop import (
+    backward,
+    batches,
+    derived_seed,
+    load_moments,
+    mean_loss,
+    moments_of,
+    new_optimizer,
+    update,
+    whole_step,
+)
+from weight_oracle.oracle.model import WeightOracle
+from weight_oracle.oracle.pool import Fresh, Pool
+from weight_oracle.oracle.slices import Clock, Tally, tally_report
+from weight_oracle.oracle.tokenizer import PAD, Codec, vocabulary
+from weight_oracle.oracle.train import TrainConfig, _go_on_from, new_oracle
+from weight_oracle.targets.safe import read_json
+from weight_oracle.zoo.build import can_compile
+from weight_oracle.zoo.recipe import Recipe, find_recipe, shard_plan
+
+Progress = Callable[[str, int, int], None]
+HELD = 256  # targets of the validation split on which the loss is measured at every checkpoint
+FILE = "15MB"  # of the weights of a finished oracle, at most
+
+
+@dataclass(frozen=True)
+class ScaleConfig:
+    """Everything that decides a run but `out`, `slice`, `workers`, `save_every` and `cache`, which may differ from slice to slice."""
+
+    recipes: tuple[str, ...]
+    out: str
+    size: Literal["tiny", "small", "base"] = "small"
+    steps: int = 10_000
+    batch: int = 64  # targets in a step
+    pool: int = 16  # shards that are held at once
+    round: int = 50  # steps from one new shard to the next
+    shard_size: int | None = None  # targets in a shard; None: as in the recipe
+    others: int = 1
+    lr: float = 2e-3
+    warmup: int = 300
+    weight_decay: float = 0.05
+    blind: float = 0.1
+    noise: float = 0.08
+    start: str | None = None  # a trained oracle to go on from
+    compiled: bool = True  # targets' training by torch.compile
+    seed: int = 0
+    slice: float | None = None  # seconds
+    save_every: float = 300.0  # seconds
+    workers: int = 0  # processes that draw questions
+    cache: bool = True  # keep the pool's shards on disk, for the next slice
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same in all slices of a run."""
+        free = ("out", "slice", "save_every", "workers", "cache")
+        return json.loads(json.dumps({k: v for k, v in asdict(self).items() if k not in free}))
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """How a slice ended: finished, or to be gone on with. `report` is the tally and the floors; `pool` the targets held last."""
+
+    out: Path
+    step: int
+    finished: bool
+    report: dict[str, Any]
+    pool: Pool
+
+
+def scale(config: ScaleConfig, progress: Progress | None = None, device: str | None = None) -> Scaled:
+    """Go on with a run until it is finished or its slice is over; the first call begins it. A finished oracle is saved in `out`.
+
+    Raises `UserError` for recipes that differ in symbols or answers or have no training charts, a folder that holds something else, or a
+    run that was begun with other settings; `KeyboardInterrupt`, after a checkpoint, on Ctrl-C.
+    """
+    disable_progress_bar()  # of writing the oracle, in the midst of ours
+    clock = Clock(config.slice)
+    recipes = _recipes(config)
+    out = Path(config.out)
+    found = last_checkpoint(out / "run")
+    if not found and (out / "oracle.json").exists():
+        raise UserError("already holds an oracle", where=str(out), hint="choose another folder")
+    use_cpu = device == "cpu" or not torch.cuda.is_available()
+    accelerator = Accelerator(mixed_precision="no" if use_cpu else "bf16", cpu=use_cpu)
+    codec = Codec(vocabulary())
+    zoos = [Fresh(Path(recipe.name), recipe, tuple(range(len(recipe.shapes))), {}) for recipe in recipes]
+    model = new_oracle(_train_config(config, recipes), zoos, codec)
+    before = _go_on_from(config.start, model, codec) if config.start else None
+    state: dict[str, Any] = {"step": 0, "config": config.identity, "tally": asdict(Tally()), "recipes": [r.hash for r in recipes]}
+    moments: dict[str, Tensor] = {}
+    if found:
+        moments, state = _restore(found, model, state)
+    out.mkdir(parents=True, exist_ok=True)
+    pool = Pool(recipes, model.config.encoder_config, config.pool, str(accelerator.device), out / "run" / "pool" if config.cache else None)
+    run = _Run(config, accelerator, clock, pool, model, codec, Tally(**state["tally"]), state["step"], progress)
+    run.tally.slices += 1
+    if moments:
+        load_moments(model, run.optimizer, moments)
+    peak = device_peak(accelerator.device)
+    run.go(state)
+    finished, plain = run.step == config.steps, accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
+    if finished and not (out / "oracle.json").exists():
+        made = [{"recipe": r.name, "hash": r.hash} for r in recipes]
+        card = {"training": config.identity | {"start": None}, "zoos": made, "training_targets": run.tally.targets}
+        Oracle(plain.to(torch.bfloat16), codec, card | ({"after": before} if before else {})).save_pretrained(out, max_shard_size=FILE)
+    full = not finished or "calibration" in read_json(out / "oracle.json") or run.fill()  # targets to calibrate with
+    return Scaled(out, run.step, finished and full, tally_report(run.tally, peak, not use_cpu), pool)
+
+
+class _Run:
+    """The loop: rounds of one new shard and some steps on the pool."""
+
+    def __init__(
+        self,
+        config: ScaleConfig,
+        accelerator: Accelerator,
+        clock: Clock,
+        pool: Pool,
+        model: WeightOracle,
+        codec: Codec,
+        tally: Tally,
+        step: int,
+        progress: Progress | None,
+    ):
+        self.config, self.accelerator, self.clock, self.pool, self.codec, self.tally = config, accelerator, clock, pool, codec, tally
+        self.step = self.begun = self.saved = step
+        self.progress = progress or (lambda *_: None)
+        self.names = model.name_tokens(codec)
+        optimizer = new_optimizer(model, config.lr, config.weight_decay)
+        self.rate = get_cosine_schedule_with_warmup(optimizer, config.warmup, config.steps).lr_lambdas[0]
+        self.plain = model
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.costs: dict[Any, Cost] = {}
+        self.losses: list[float] = []
+        self.trained = 0  # shards in this slice
+        self.shards = config.pool + (config.steps - 1) // config.round  # in the whole run
+
+    def go(self, state: dict[str, Any]) -> None:
+        """Until the end or until time is up; what was done is in a checkpoint, whatever happens."""
+        config, last = self.config, time.perf_counter()
+        try:
+            while self.step < config.steps and self.fill():
+                end = min(config.steps, (self.step // config.round + 1) * config.round)
+                self.train(end)
+                if self.step < end:
+                    break
+                if time.perf_counter() - last > config.save_every:
+                    self.save(state)
+                    last = time.perf_counter()
+        finally:
+            if self.step > self.saved:
+                self.save(state)
+        if self.step == self.begun < config.steps and not (self.trained and config.cache):
+            hint = "give a longer --slice, a smaller --pool, or --cache"
+            raise UserError(f"{config.slice:g} seconds did not suffice for one step", where=config.out, hint=hint)
+
+    def fill(self) -> bool:
+        """Bring the pool up to the present round; returns whether there was time for it."""
+        for number in self.pool.missing(min(self.step, self.config.steps - 1) // self.config.round):
+            file = self.pool.file(number)
+            if not (file and file.exists()) and not self.clock.has_time_for("shard", "save"):
+                return False
+            recipe, shard = self.pool.source(number)
+            start = time.perf_counter()
+            trained = self.pool.add(number)
+            if trained:
+                self._count_shard(recipe, shard, time.perf_counter() - start)
+                self.clock.took("shard", time.perf_counter() - start)
+            if number >= self.tally.shards:
+                self.tally.shards, self.tally.targets = number + 1, self.tally.targets + recipe.shard_size
+            else:
+                self.tally.rebuilt += trained
+            self.progress("shards of targets", number + 1, self.shards)
+        return True
+
+    def _count_shard(self, recipe: Recipe, shard: int, seconds: float) -> None:
+        shape, schedule = shard_plan(recipe, shard)
+        kind = recipe.name, shape, schedule.dropout > 0
+        if kind not in self.costs:
+            self.costs[kind] = shard_cost(recipe, shard, 1)
+            self.tally.first_seconds += seconds
+        self.trained += 1
+        self.tally.target_seconds += seconds
+        self.tally.add("target_cost", self.costs[kind] * schedule.steps)
+
+    def train(self, end: int) -> None:
+        """Steps up to `end` on the pool as it is, or fewer where time is up."""
+        config, population = self.config, self.pool.training()
+        round_ = self.step // config.round
+        begun = round_ * config.round
+        seed = derived_seed(config.seed, 0, round_)
+        data = QuestionData(population, self.codec, config.round * config.batch, seed, config.others, config.blind, batch=config.batch)
+        collate = Collator(population, self.names, self.codec.ids[PAD], config.noise)
+        last = time.perf_counter()
+        for drawn in batches(data, collate, self.step - begun, end - begun, config.batch, config.workers):
+            if not self.clock.has_time_for("step", "save"):
+                return
+            self.tally.question_seconds += time.perf_counter() - last
+            batch: Any = send_to_device(drawn, self.accelerator.device)
+            if "oracle" not in self.costs:
+                self.costs["oracle"] = self._cost(batch)
+                last = time.perf_counter()
+            with self.clock.timing("step"), whole_step():
+                loss = self._one(batch)
+            last, before = time.perf_counter(), last
+            self.tally.oracle_seconds += last - before
+            if not math.isfinite(loss):
+                self.saved = self.step  # nothing to go on from
+                raise UserError(f"the loss of step {self.step} is {loss}", where=config.out, hint="give a lower --lr")
+            self.losses.append(loss)
+            self.progress("oracle's steps", self.step, config.steps)
+
+    def _cost(self, batch: dict[str, Any]) -> Cost:
+        """Of a step on this batch, forward and backward: nothing is changed by it."""
+        numbers = sum(p.numel() for p in self.plain.parameters())
+        cost = step_cost(lambda: backward(self.accelerator, self.model, batch), numbers)
+        self.optimizer.zero_grad()
+        return cost
+
+    def _one(self, batch: dict[str, Any]) -> float:
+        torch.manual_seed(derived_seed(self.config.seed, 1, self.step))  # what a model draws, dropout say, is the step's own
+        loss = backward(self.accelerator, self.model, batch)
+        update(self.accelerator, self.model, self.optimizer, self.config.lr * self.rate(self.step))
+        self.step += 1
+        self.tally.add("oracle_cost", self.costs["oracle"])
+        return loss
+
+    def held_loss(self) -> float | None:
+        """Of targets of the pool's validation split."""
+        held = self.pool.held_out()
+        if held is None:
+            return None
+        data = QuestionData(held, self.codec, min(HELD, len(held)), self.config.seed + 1, self.config.others, blind=0.0)
+        return mean_loss(self.model, data, Collator(held, self.names, self.codec.ids[PAD]), self.accelerator.device)
+
+    def save(self, state: dict[str, Any]) -> None:
+        """A checkpoint, and a line of the log."""
+        with self.clock.timing("save"), whole_step():
+            loss = sum(self.losses) / len(self.losses) if self.losses else None
+            line = {"step": self.step, "loss": loss, "held_loss": self.held_loss(), "targets": self.tally.targets}
+            weights, moments = dict(self.plain.named_parameters()), moments_of(self.plain, self.optimizer)
+            write_checkpoint(Path(self.config.out) / "run", self.step, weights, moments, state | {"tally": asdict(self.tally)})
+            with open(Path(self.config.out) / "log.jsonl", "a") as file:
+                file.write(json.dumps(line) + "\n")
+            self.saved, self.losses = self.step, []
+
+
+def _recipes(config: ScaleConfig) -> tuple[Recipe, ...]:
+    """The recipes as they are used. Raises `UserError` for bad settings."""
+    least = {name: getattr(config, name) for name in ("steps", "batch", "pool", "round", "shard_size") if getattr(config, name) is not None}
+    for name, value in least.items():
+        if value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be 1 or more", exit_code=2)
+    if config.slice is not None and config.slice <= 0:
+        raise UserError(f"--slice {config.slice:g}: must be above 0", exit_code=2)
+    if not config.recipes:
+        raise UserError("which recipe?", hint="give the name of one, charts-tiny-train say, or a JSON file", exit_code=2)
+    recipes = []
+    for name in config.recipes:
+        recipe = find_recipe(name)
+        if recipe.splits and "train" not in recipe.splits:
+            what = f"draws charts of the {' and '.join(recipe.splits)} split alone, which nothing is trained on"
+            raise UserError(what, where=name, hint="give a recipe for training, charts-tiny-train say")
+        compiled = recipe.compiled and config.compiled and can_compile()
+        recipes.append(replace(recipe, shard_size=config.shard_size or recipe.shard_size, compiled=compiled))
+    if len({recipe.hash for recipe in recipes}) < len(recipes):
+        raise UserError("the same recipe twice", where=" ".join(config.recipes), exit_code=2)
+    return tuple(recipes)
+
+
+def _train_config(config: ScaleConfig, recipes: tuple[Recipe, ...]) -> TrainConfig:
+    shared = {f.name: getattr(config, f.name) for f in fields(TrainConfig) if hasattr(config, f.name)}
+    return TrainConfig(**shared | {"zoo": recipes[0].name, "also": tuple(r.name for r in recipes[1:])})
+
+
+def _restore(folder: Path, model: WeightOracle, fresh: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Loads a checkpoint's weights; returns moments and state. Raises `UserError` if the run was begun in another way."""
+    weights, moments, state = read_checkpoint(folder)
+    was = state.get("config", {})
+    if changed := [name for name, value in fresh["config"].items() if was.get(name) != value]:
+        option = f"--{changed[0].replace('_', '-')}"
+        what = f"its run was begun with {option} {was.get(changed[0])}, not {fresh['config'][changed[0]]}"
+        raise UserError(what, where=str(folder.parent.parent), hint="give the same options, or another folder")
+    if state.get("recipes") != fresh["recipes"]:
+        hint = "choose another folder"
+        raise UserError("its run was begun with recipes that have changed since, or with another compiler", where=str(folder), hint=hint)
+    own = dict(model.named_parameters())
+    if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
+        raise UserError("its weights do not fit this version", where=str(folder), hint="choose another folder")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])
+    return moments, state
