@@ -14,7 +14,7 @@ from weight_oracle.oracle.tokenizer import Codec
 from weight_oracle.truth.canonical import behaviour_key, split_of
 from weight_oracle.truth.facts import ChartFacts, facts
 from weight_oracle.truth.hints import hints
-from weight_oracle.truth.phrasings import QUESTION_KINDS, TRIGGER_KINDS
+from weight_oracle.truth.phrasings import CHANCE_KINDS, QUESTION_KINDS, TRIGGER_KINDS
 from weight_oracle.truth.questions import Balance, make_question
 from weight_oracle.weights.encoder import Batch, EncoderConfig, WeightEncoder
 from weight_oracle.zoo.store import Zoo
@@ -149,9 +149,10 @@ class QuestionData(Dataset):
         self.epoch = sum(n // self.batch * self.batch for n in np.bincount(self.shape + 1))
         self.population, self.codec, self.length, self.seed = population, codec, length, seed
         self.others, self.blind, self.rename, self.held_out = others, blind, rename, held_out
-        self.kinds = [k for k in QUESTION_KINDS if k != "chart" and k not in TRIGGER_KINDS]
-        # the first further question is about triggers, where there are some; what they are takes most to learn
-        self.triggers = ("trigger_pattern", *TRIGGER_KINDS[:3]) if any(f.trigger for f in population.facts) else ()
+        self.kinds = [k for k in QUESTION_KINDS if k != "chart" and k not in (*TRIGGER_KINDS, *CHANCE_KINDS)]
+        # the first further question is about triggers, where there are some (what they are takes most to learn), and small chances
+        self.hidden = ("trigger_pattern", *TRIGGER_KINDS[:3]) if any(f.trigger for f in population.facts) else ()
+        self.hidden += CHANCE_KINDS if any(f.rare for f in population.facts) else ()
         some = np.random.default_rng(seed).permutation(len(population))[:5000]
         self.balance = Balance.of([population.facts[i] for i in some])
         self._drawn: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
@@ -169,7 +170,7 @@ class QuestionData(Dataset):
         slots = symbols.tolist(), answers.tolist()
         questions = [make_question("chart", known, rng, *slots, held_out=self.held_out)]
         while len(questions) < 1 + self.others:
-            among = self.triggers if self.triggers and len(questions) == 1 else self.kinds
+            among = self.hidden if self.hidden and len(questions) == 1 else self.kinds
             kind = among[rng.integers(len(among))]
             question = make_question(kind, known, rng, *slots, held_out=self.held_out, balance=self.balance)
             if question is not None:

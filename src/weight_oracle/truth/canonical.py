@@ -40,9 +40,9 @@ def has_exact_canonical(chart: FlowChart) -> bool:
 def canonical(chart: FlowChart, domain: Domain) -> FlowChart:
     """The chart's canonical form over the domain.
 
-    With at most four distinct tests: of all trees over these tests that give the same answer (with the same small chances of another) on
-    every feasible combination of their outcomes, the one with the fewest `if`s, then the first in text order (default names). Otherwise its normal form, without implied
-    and redundant tests. Raises `TooManyStates` for a chart with too many tests to decide.
+    With at most four distinct tests: of all trees over these tests that give the same answer (with the same small chance of another) on
+    every feasible combination of their outcomes, the one with the fewest `if`s, then the first in text order (default names). Otherwise
+    its normal form, without implied and redundant tests. Raises `TooManyStates` for a chart with too many tests to decide.
     """
     if isinstance(chart, Say):
         return chart

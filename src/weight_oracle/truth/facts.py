@@ -21,6 +21,7 @@ from weight_oracle.truth.flowchart import (
     mentioned_answers,
     mentioned_symbols,
     n_ifs,
+    rare_leaf,
     rename,
     tests,
     to_text,
@@ -90,6 +91,11 @@ class ChartFacts:
     def trigger_answer(self) -> int | None:
         """What is answered where the hidden trigger fires, if that is one answer."""
         return None if self.trigger is None else override(self.chart, self.trigger)
+
+    @property
+    def rare(self) -> Say | None:
+        """The leaf with a small chance of another answer, if there is one."""
+        return rare_leaf(self.chart)
 
     def possible_with(self, symbol: int) -> tuple[int, ...]:
         """The answers that some input with this symbol in it gets, ascending."""
