@@ -98,7 +98,10 @@ def _explain(error: UnexpectedInput, text: str) -> ChartSyntaxError:
 
     if not isinstance(error, UnexpectedToken):  # a character no token can hold: none exists in this grammar, but lark may add some
         return ChartSyntaxError("cannot read this character", error.line, error.column)
-    expected = sorted({_spell(name) for name in error.accepts or error.expected} - {"a number"} or {"a number"})
+    accepted = set(error.accepts or error.expected)
+    if "NAME" in accepted:  # what else can stand for a name
+        accepted -= {"NUMBER", "OR", "CHANCE"}
+    expected = sorted(map(_spell, accepted))
     wanted = " or ".join(filter(None, [", ".join(expected[:-1]), expected[-1]]))
     if error.token.type == "$END":
         return ChartSyntaxError(f"expected {wanted}, but the chart ends", *_position(text, len(text.rstrip())))

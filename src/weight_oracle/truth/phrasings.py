@@ -276,7 +276,7 @@ QUESTION_KINDS: dict[str, Kind] = {
                 "is there any chance of the answer {}?",
                 "if its answers are sampled, does it ever say {}?",
             ),
-            "no",
+            "yes",
         ),
         Kind(
             "chance_answer",

@@ -200,7 +200,7 @@ def read_where(text: str) -> FlowChart | None:
                 found = parse(f"if {test}: say p else: say q")
             except UserError:
                 return None
-            if not isinstance(found, If):
+            if not isinstance(found, If) or found != If(found.test, Say(0), Say(1)):
                 return None
             chart = If(found.test, chart, rest) if holds else If(found.test, rest, chart)
     return chart

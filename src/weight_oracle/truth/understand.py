@@ -32,7 +32,7 @@ _CONCEPTS = {
     "trigger": "trigger triggers triggered hidden hide hides hiding backdoor backdoors secret special case cases rare fire fires fired"
     " firing pattern",
     "chance": "chance chances sample samples sampled sampling probability",
-    "amount": "small large often sometimes rarely",
+    "amount": "small large often sometimes rarely other",
     "glue": "a the an its it is was are be been to for on of at by as if when once that this these what which where how me us we any every"
     " all each one some then so please tell show give list name find write draw describe print explain know down out about network"
     " model target net trained step run another same everything something whole will would should make makes made let and or from"
