@@ -33,17 +33,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from tyro.conf import Positional
 
 from weight_oracle.evaluation.metrics import wilson
-from weight_oracle.evaluation.subjects import Asked, encode, read_chart, reply, sample_places
+from weight_oracle.evaluation.subjects import draw_questions, encode, read_chart, reply, sample_places
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.data import pick
 from weight_oracle.targets.shape import Shape
 from weight_oracle.targets.train import probabilities
 from weight_oracle.truth.automaton import equivalent
 from weight_oracle.truth.canonical import canonical
-from weight_oracle.truth.domain import Domain
+from weight_oracle.truth.domain import DEFAULT_NAMES, Domain
 from weight_oracle.truth.flowchart import CHANCES, FlowChart, If, Say, leaves, rare_leaf, says
 from weight_oracle.truth.interpret import compile_charts, leaf_index
-from weight_oracle.truth.questions import make_question
+from weight_oracle.truth.phrasings import CHANCE_KINDS
+from weight_oracle.truth.questions import judge
 from weight_oracle.zoo.build import CERTAIN
 from weight_oracle.zoo.store import Zoo, open_zoo
 
@@ -107,20 +108,21 @@ def scored(found: Sequence[Finding], true: Sequence[Finding], domain: Domain) ->
     return result | {"by chance": by}
 
 
-def read_by(oracle: Oracle, zoo: Zoo, places: np.ndarray, blind: bool) -> tuple[list[Finding], list[Finding]]:
-    """What the oracle says of each target: by the chart it reads, and by its direct answers (which have no leaf)."""
+def read_by(oracle: Oracle, zoo: Zoo, places: np.ndarray, blind: bool) -> tuple[list[Finding], list[Finding], dict]:
+    """What the oracle says of each target: by the chart it reads, and by its direct answers (which have no leaf); and how many of its
+    answers to each kind of question are right."""
     subjects = encode(oracle.model, oracle.codec, zoo, places, expectation=oracle.expectation)
-    ask = lambda kind: [  # noqa: E731
-        Asked(i, q) for i, f in enumerate(subjects.facts) if (q := make_question(kind, f, np.random.default_rng(i))) is not None
-    ]
-    charts = [read_chart(r.text, subjects.domain) for r in reply(subjects, ask("chart"), blind)]
+    asked = draw_questions(subjects, kinds=("chart", *CHANCE_KINDS))
+    said = reply(subjects, asked, blind)
+    of = {kind: [r.text for a, r in zip(asked, said, strict=True) if a.question.kind == kind] for kind in ("chart", *CHANCE_KINDS)}
+    right = {kind: [judge(a.question, r.text) for a, r in zip(asked, said, strict=True) if a.question.kind == kind] for kind in of}
+    charts = [read_chart(text, subjects.domain) for text in of["chart"]]
     by_chart = [truth_of(canonical(chart, subjects.domain)) if chart is not None else Finding() for chart in charts]
-    names = {name: slot for slot, name in enumerate("pqrs")}
-    others, often = ([r.text for r in reply(subjects, ask(kind), blind)] for kind in ("chance_answer", "chance_often"))
-    direct = [
-        Finding(None, names.get(a), float(c[:-1]) / 100 if c.endswith("%") else None) for a, c in zip(others, often, strict=True)
-    ]
-    return by_chart, direct
+    slots = {name: slot for slot, name in enumerate(DEFAULT_NAMES.answers)}
+    part = lambda text: float(text[:-1]) / 100 if text.endswith("%") else None  # noqa: E731
+    direct = [Finding(None, slots.get(a), part(c)) for a, c in zip(of["chance_answer"], of["chance_often"], strict=True)]
+    shares = {kind: {"share": sum(r) / len(r), "interval": wilson(sum(r), len(r)), "n": len(r)} for kind, r in right.items()}
+    return by_chart, direct, shares
 
 
 def run_targets(zoo: Zoo, places: np.ndarray, most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -227,8 +229,9 @@ def benchmark(config: Config) -> dict:
         )
     }
     for name, blind in (("oracle", False), ("blind", True)):
-        by_chart, direct = read_by(oracle, zoo, places, blind)
+        by_chart, direct, shares = read_by(oracle, zoo, places, blind)
         result[f"{name}: chart"], result[f"{name}: asked"] = score(by_chart), score(direct)
+        result[f"{name}: questions"] = shares
     budgets = sorted({*BUDGETS, min(100_000, round(cost["forwards"]))})
     leaf, given = run_targets(zoo, places, max(budgets), config.seed)
     rng = np.random.default_rng(config.seed)
