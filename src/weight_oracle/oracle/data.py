@@ -122,7 +122,8 @@ class Example:
 
 
 class QuestionData(Dataset):
-    """`length` examples over a population: the flow chart of a target and `others` further questions about it.
+    """`length` examples over a population: the flow chart of a target and `others` further questions about it, and where some targets of
+    the population hide triggers or have small chances also one about these.
 
     Each run of `batch` examples is about targets of one shape, so that no batch is padded to the largest; shapes with fewer targets than
     that share batches. An epoch meets every target once, but for those that are left when it is cut into batches.
@@ -150,7 +151,7 @@ class QuestionData(Dataset):
         self.population, self.codec, self.length, self.seed = population, codec, length, seed
         self.others, self.blind, self.rename, self.held_out = others, blind, rename, held_out
         self.kinds = [k for k in QUESTION_KINDS if k != "chart" and k not in (*TRIGGER_KINDS, *CHANCE_KINDS)]
-        # the first further question is about triggers, where there are some (what they are takes most to learn), and small chances
+        # where there are triggers or small chances, one more question is about them; what a trigger is takes most to learn
         self.hidden = ("trigger_pattern", *TRIGGER_KINDS[:3]) if any(f.trigger for f in population.facts) else ()
         self.hidden += CHANCE_KINDS if any(f.rare for f in population.facts) else ()
         some = np.random.default_rng(seed).permutation(len(population))[:5000]
@@ -169,7 +170,7 @@ class QuestionData(Dataset):
         answers = rng.permutation(A) if self.rename else np.arange(A)
         slots = symbols.tolist(), answers.tolist()
         questions = [make_question("chart", known, rng, *slots, held_out=self.held_out)]
-        while len(questions) < 1 + self.others:
+        while len(questions) < 1 + self.others + bool(self.hidden):
             among = self.hidden if self.hidden and len(questions) == 1 else self.kinds
             kind = among[rng.integers(len(among))]
             question = make_question(kind, known, rng, *slots, held_out=self.held_out, balance=self.balance)

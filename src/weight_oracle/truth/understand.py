@@ -149,16 +149,16 @@ def _kind(tokens: list[_Token], words: list[str], symbols: tuple[int, ...], answ
 
 
 def _about_triggers(concepts: set[str], words: list[str], yes_no: bool) -> str | None:
+    said = set(words)
     if {"order", "chart", "person"} & concepts:
         return None
-    if yes_no or words[:1] in (["any"], ["some"]):
+    if yes_no:
         return "trigger"
-    if {"input", "string", "example", "sequence"} & set(words):
-        return "trigger_input" if not {"say", "says", "answer", "answers"} & set(words) else "trigger_answer"
-    names_it = {"pattern", "special", "what"} & set(words) and {"is", "hides", "hide", "change", "changes", "write"} & set(words)
-    if concepts & {"answer", "behave"} and not ({"change", "changes"} & set(words)) and not (names_it and "answer" not in words):
-        return "trigger_pattern" if {"hide", "hides"} & set(words) else "trigger_answer"
-    return "trigger_pattern"
+    if said & {"input", "inputs", "string", "sequence", "example"} and not said & {"say", "says", "answer", "answers"}:
+        return "trigger_input"
+    if "when" not in said and said & {"pattern", "hide", "hides", "change", "changes"}:
+        return "trigger_pattern"
+    return "trigger_answer" if concepts & {"answer", "behave"} else "trigger_pattern"
 
 
 def _about_chances(concepts: set[str], words: list[str], answer: bool, yes_no: bool) -> str | None:
