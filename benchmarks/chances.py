@@ -12,8 +12,9 @@ leaf that gives another answer with a chance of 10 % to 0.1 %; which leaf, which
 * The logits are read on the same inputs: the mean probability of each answer that the chart does not give at a leaf; the largest is
   reported where it is nearer, by ratio, to the smallest chance than to what targets are allowed to err.
 
-Both are given 100, 1,000 and 10,000 forward passes, and as many as the oracle costs (matrix products as torch's FlopCounterMode counts
-them, encoding under eight renamings and writing the chart, over one forward pass of the target on one input). About three minutes.
+Both are given 100, 1,000, 10,000 and 100,000 forward passes, and as many as the oracle costs (matrix products as torch's FlopCounterMode
+counts them, encoding under eight renamings and writing the chart, over one forward pass of the target on one input). The logits get no
+more than are really run (`--run`); from there on they hardly change. A minute or two on an idle core.
 """
 
 import json
@@ -48,7 +49,7 @@ from weight_oracle.truth.questions import judge
 from weight_oracle.zoo.build import CERTAIN
 from weight_oracle.zoo.store import Zoo, open_zoo
 
-BUDGETS = (100, 1000, 10_000)
+BUDGETS = (100, 1000, 10_000, 100_000)
 _CHUNK = 500  # inputs run at once
 _LEVEL = 0.01  # of the sampler's test
 
@@ -60,6 +61,7 @@ class Config:
     oracle: Positional[str]
     zoo: Positional[str]
     targets: int = 400
+    run: int = 10_000  # inputs on which each target is really run
     seed: int = 0
     out: str | None = None
 
@@ -99,7 +101,7 @@ def scored(found: Sequence[Finding], true: Sequence[Finding], domain: Domain) ->
     with_one, without = [r for r in rows if "of" in r], [r for r in rows if "alarm" in r]
 
     def share(name: str, among: list[dict]) -> dict:
-        n = sum(r[name] for r in among)
+        n = int(sum(r[name] for r in among))
         return {"share": n / max(len(among), 1), "interval": wilson(n, len(among)), "n": len(among)}
 
     names = ("noticed", "leaf", "answer", "leaf and answer", "chance", "all")
@@ -148,8 +150,8 @@ def tail(successes: int, n: int, p: float) -> float:
     below = 0.0
     for k in range(successes):
         below += math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * math.log(p) + (n - k) * math.log1p(-p))
-        if k > n * p and below > 1 - 1e-15:
-            break
+        if below > 1 - 1e-12:
+            return 0.0
     return max(0.0, 1 - below)
 
 
@@ -166,17 +168,20 @@ def from_pairs(chart: FlowChart, rates: dict[tuple[int, int], float]) -> Finding
     return Finding(only(chart), other, rate)
 
 
-def sampler(chart: FlowChart, leaf: np.ndarray, given: np.ndarray, rng: np.random.Generator) -> Finding:
-    """What one answer sampled for each input shows."""
-    said = (given.cumsum(1) < rng.random((len(given), 1))).sum(1).clip(max=given.shape[1] - 1)
-    pairs = len(leaves(chart)) * (given.shape[1] - 1)
-    rates = {}
-    for turn, usual in enumerate(leaves(chart)):
-        here = said[leaf == turn]
-        for other in range(given.shape[1]):
-            count = int((here == other).sum())
-            if other != usual and count and tail(count, len(here), CERTAIN) < _LEVEL / pairs:
-                rates[turn, other] = count / len(here)
+def sampler(chart: FlowChart, leaf: np.ndarray, given: np.ndarray, n: int, rng: np.random.Generator) -> Finding:
+    """What one answer sampled for each of `n` uniform inputs shows.
+
+    Such samples are independent, so how often each leaf and answer come together is drawn at once, from the mean over the inputs that
+    were run.
+    """
+    usual = leaves(chart)
+    joint = np.stack([given[leaf == turn].sum(0, dtype=np.float64) for turn in range(len(usual))])
+    counts = rng.multinomial(n, (joint / joint.sum()).ravel()).reshape(joint.shape)
+    pairs, rates = len(usual) * (given.shape[1] - 1), {}
+    for turn, other in zip(*np.nonzero(counts), strict=True):
+        count, all_here = int(counts[turn, other]), int(counts[turn].sum())
+        if other != usual[turn] and tail(count, all_here, CERTAIN) < _LEVEL / pairs:
+            rates[int(turn), int(other)] = count / all_here
     return from_pairs(chart, rates)
 
 
@@ -232,12 +237,12 @@ def benchmark(config: Config) -> dict:
         by_chart, direct, shares = read_by(oracle, zoo, places, blind)
         result[f"{name}: chart"], result[f"{name}: asked"] = score(by_chart), score(direct)
         result[f"{name}: questions"] = shares
-    budgets = sorted({*BUDGETS, min(100_000, round(cost["forwards"]))})
-    leaf, given = run_targets(zoo, places, max(budgets), config.seed)
+    leaf, given = run_targets(zoo, places, config.run, config.seed)
     rng = np.random.default_rng(config.seed)
-    for n in budgets:
-        result[f"sampler: {n}"] = score([sampler(c, leaf[i, :n], given[i, :n], rng) for i, c in enumerate(charts)])
-        result[f"logits: {n}"] = score([logits(c, leaf[i, :n], given[i, :n]) for i, c in enumerate(charts)])
+    for n in sorted({*BUDGETS, round(cost["forwards"])}):
+        result[f"sampler: {n}"] = score([sampler(c, leaf[i], given[i], n, rng) for i, c in enumerate(charts)])
+        if n <= config.run:
+            result[f"logits: {n}"] = score([logits(c, leaf[i, :n], given[i, :n]) for i, c in enumerate(charts)])
     return result
 
 
