@@ -106,7 +106,8 @@ def test_true_answers_are_right_and_renaming_the_chart_is_renaming_the_question(
         plain = make_question(kind, facts(chart, SMALL), np.random.default_rng(seed))
         assert plain is not None and (asked.kind, asked.phrasing) == (plain.kind, plain.phrasing)
         if kind != "example":
-            assert asked.argument == tuple((answers if kind == "possible" else symbols)[slot] for slot in plain.argument)
+            slots = answers if QUESTION_KINDS[kind].argument == "answer" else symbols
+            assert asked.argument == tuple(slots[slot] for slot in plain.argument)
         for word in asked.text.replace("?", " ").replace(":", " ").split():
             assert len(word) > 1 or word in {DEFAULT_NAMES.symbols[slot] for slot in symbols} | set("pqrs")
 

@@ -142,7 +142,8 @@ class Oracle:
 
     @lru_cache(maxsize=8)  # noqa: B019 - one oracle lives as long as the process
     def _constraint(self, symbols: int, answers: int, longest: int) -> ChartConstraint:
-        return ChartConstraint(self.codec, Limits(symbols, answers, longest, max_ifs=MAX_IFS, max_run=longest))
+        chances = bool(self.card.get("chances", False))
+        return ChartConstraint(self.codec, Limits(symbols, answers, longest, max_ifs=MAX_IFS, max_run=longest, chances=chances))
 
     def load(
         self, target: Target | str | Path, symbols: Sequence[str] | None = None, answers: Sequence[str] | None = None, lengths=None

@@ -184,12 +184,16 @@ def _check_encoding(config: TrainConfig) -> None:
         raise UserError("--canonical and --augment undo each other", hint="give one of them", exit_code=2)
 
 
-def new_oracle(config: TrainConfig, zoos: Sequence[Zoo], codec: Codec) -> WeightOracle:
-    """An untrained oracle, around a small Llama or a pretrained backbone."""
+def new_oracle(config: TrainConfig, zoos: Sequence[Zoo], codec: Codec, start: Oracle | None = None) -> WeightOracle:
+    """An untrained oracle, around a small Llama or a pretrained backbone; it reads the lengths that `start` reads too."""
     set_seed(config.seed)
     backbone = pretrained(config.backbone, codec) if config.backbone else None
     settings = small_llama(config, len(codec.words)) if backbone is None else backbone.config
-    model = WeightOracle(new_config(encoder_config(config, zoos), settings, config.injection, config.gain))
+    reads = encoder_config(config, zoos)
+    if start is not None:
+        low, high = zip(reads.lengths, start.settings.lengths, strict=True)
+        reads = replace(reads, lengths=(min(low), max(high)))
+    model = WeightOracle(new_config(reads, settings, config.injection, config.gain))
     if backbone is not None:
         model.backbone = backbone
     if config.injection == "residual" and len(model.blocks()) < LEAST_BLOCKS:
@@ -198,16 +202,24 @@ def new_oracle(config: TrainConfig, zoos: Sequence[Zoo], codec: Codec) -> Weight
     return model
 
 
-def _go_on_from(start: str, model: WeightOracle, codec: Codec) -> dict[str, Any]:
-    """Gives a new oracle the weights of a trained one; returns how that was made. Raises `UserError` where they are not of one kind."""
-    trained = Oracle.from_pretrained(start)
+def _go_on_from(trained: Oracle, where: str, model: WeightOracle, codec: Codec) -> dict[str, Any]:
+    """Gives a new oracle the weights of a trained one; returns how that was made. Raises `UserError` where they are not of one kind.
+
+    A word that the trained one does not know keeps its random embedding.
+    """
     kind = lambda c: (replace(c.encoder_config, families=()), c.backbone["model_type"], c.injection, c.gain)  # noqa: E731
-    shapes = lambda m: {k: v.shape for k, v in m.state_dict().items()}  # noqa: E731
-    same = kind(trained.model.config) == kind(model.config) and shapes(trained.model) == shapes(model)
-    if trained.codec.words != codec.words or not same:
+    old, new = trained.model.state_dict(), model.state_dict()
+    tables = {name for name in new if name.endswith(("embed_tokens.weight", "lm_head.weight"))}
+    shapes = lambda tensors: {name: t.shape[name in tables :] for name, t in tensors.items()}  # noqa: E731
+    if kind(trained.model.config) != kind(model.config) or shapes(old) != shapes(new):
         hint = "give the options it was trained with, and zoos with inputs of the same lengths"
-        raise UserError("is an oracle of another size, encoding or domain", where=start, hint=hint)
-    model.load_state_dict(trained.model.state_dict())
+        raise UserError("is an oracle of another size, encoding or domain", where=where, hint=hint)
+    known = [word for word in codec.words if word in trained.codec.ids]
+    for name in tables:
+        rows = new[name].clone()
+        rows[[codec.ids[word] for word in known]] = old[name][[trained.codec.ids[word] for word in known]]
+        old[name] = rows
+    model.load_state_dict(old)
     return {name: trained.card[name] for name in ("training", "zoos", "after") if name in trained.card}
 
 
@@ -244,8 +256,9 @@ def train(config: TrainConfig, progress: Callable[[int, int, dict], None] | None
         raise UserError("already holds a training run", where=str(out), hint="give --resume, or another folder")
     zoos = [open_zoo(path) for path in (config.zoo, *config.also)]
     codec = Codec(vocabulary())
-    model = new_oracle(config, zoos, codec)
-    before = _go_on_from(config.start, model, codec) if config.start else None
+    start = Oracle.from_pretrained(config.start) if config.start else None
+    model = new_oracle(config, zoos, codec, start)
+    before = _go_on_from(start, str(config.start), model, codec) if start else None
     population, held = _data(zoos, "train", model, config.targets), _data(zoos, "validation", model, 512)
     names = model.name_tokens(codec)
     if config.backbone:
@@ -310,7 +323,8 @@ def _card(config: TrainConfig, zoos: Sequence[Zoo], before: dict[str, Any] | Non
     names = [zoo.recipe.name for zoo in zoos]
     made = [{"recipe": zoo.recipe.name, "hash": zoo.recipe.hash, "built": len(zoo.truths)} for zoo in zoos]
     training = asdict(replace(config, zoo=names[0], also=tuple(names[1:]), out="", resume=False, start=None))
-    return {"training": training, "zoos": made} | ({"after": before} if before else {})
+    made_of = {"training": training, "zoos": made} | ({"chances": True} if any(zoo.recipe.chances for zoo in zoos) else {})
+    return made_of | ({"after": before} if before else {})
 
 
 @dataclass(frozen=True)

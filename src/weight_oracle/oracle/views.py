@@ -13,16 +13,17 @@ from torch import Tensor
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.generate import Reply
 from weight_oracle.oracle.model import ENCODERS, WeightOracle
+from weight_oracle.oracle.tokenizer import CHANCE_WORDS
 from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import DEFAULT_NAMES, Domain
-from weight_oracle.truth.flowchart import leaves, mentioned_symbols, rename, to_text
+from weight_oracle.truth.flowchart import mentioned_answers, mentioned_symbols, rename, to_text
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import QUESTION_KINDS
 from weight_oracle.truth.questions import answer_set
 from weight_oracle.weights.encoder import Batch
 
 VIEWS = 8
-_WITHOUT_NAMES = frozenset(("yes", "no", "none", "always", "or", "pattern", "contains", "."))
+_WITHOUT_NAMES = frozenset(("yes", "no", "none", "always", "or", "pattern", "contains", ".", *CHANCE_WORDS))
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def in_own_slots(view: View, kind: str, text: str, domain: Domain) -> str:
             chart = parse(text)
         except UserError:
             return text
-        if not symbols.keys() >= set(mentioned_symbols(chart)) or not answers.keys() >= set(leaves(chart)):
+        if not symbols.keys() >= set(mentioned_symbols(chart)) or not answers.keys() >= set(mentioned_answers(chart)):
             return text
         return to_text(canonical(rename(chart, symbols, answers), domain))
     slot = {DEFAULT_NAMES.symbols[new]: DEFAULT_NAMES.symbols[old] for new, old in symbols.items()}

@@ -23,12 +23,15 @@ from safetensors.torch import save_file
 
 from weight_oracle.errors import UserError
 from weight_oracle.targets.shape import Shape
-from weight_oracle.targets.train import answers, train
-from weight_oracle.truth.interpret import compile_charts, run
+from weight_oracle.targets.train import Chances, answers, probabilities, train
+from weight_oracle.truth.flowchart import CHANCES, FlowChart, rare_leaf, says
+from weight_oracle.truth.interpret import compile_charts, leaf_index, run
 from weight_oracle.zoo.lessons import Lesson, lesson, truth_of
 from weight_oracle.zoo.recipe import FORMAT, Recipe, recipe_json, shard_plan
 
 FALSE = 0.001  # share of inputs that do not fire a trigger, but get its answer, from which a target counts as not having learned it
+CLOSE = 1.5  # factor between the probability of the other answer at a leaf and its chance, up to which a target has learned it
+CERTAIN = min(CHANCES) / 2  # mean probability of any answer where it has no chance, from which a target counts as not having learned it
 LEARNED = 0.99  # agreement with the chart, on chart-biased inputs, from which a target counts as having learned it
 
 
@@ -46,7 +49,8 @@ def build_shard(recipe: Recipe, shard: int, device: str = "cpu") -> tuple[dict[s
     params = {k: torch.from_numpy(np.stack([item.start[k] for item in lessons])).to(device) for k in lessons[0].start}
     fit = recipe.pool // n_lengths
     on = lambda arrays, part: [torch.from_numpy(x[:, part]).to(device) for x in arrays]  # noqa: E731
-    params = train(shape, schedule, hypers, params, on(inputs, slice(fit)), on(labels, slice(fit)), shard, recipe.compiled)
+    soft = _soft_labels([item.chart for item in lessons], [x[:, :fit] for x in inputs], device) if recipe.chances else None
+    params = train(shape, schedule, hypers, params, on(inputs, slice(fit)), on(labels, slice(fit)), shard, recipe.compiled, soft)
     relu = torch.tensor([h.activation == "relu" for h in hypers], device=device)
     given = answers(params, shape, relu, on(inputs, slice(fit, None)))
     accuracy = (given == torch.cat(on(labels, slice(fit, None)), 1)).float().mean(1).tolist()
@@ -60,7 +64,46 @@ def build_shard(recipe: Recipe, shard: int, device: str = "cpu") -> tuple[dict[s
         rows.append(truth | asdict(item.hyper))
     if recipe.triggers.kinds:
         _judge_triggers(lessons, rows, params, shape, relu)
+    if recipe.chances:
+        checks = [x[:, fit:] for x in inputs]
+        given = probabilities(params, shape, relu, on(inputs, slice(fit, None))).cpu().numpy()
+        _judge_chances([item.chart for item in lessons], rows, given, np.concatenate([leaf_index(compiled, x) for x in checks], 1))
     return {k: v.cpu() for k, v in params.items()}, rows
+
+
+def _soft_labels(charts: list[FlowChart], inputs: list[np.ndarray], device: str) -> Chances:
+    """The other answer of every input, and its chance."""
+    compiled = compile_charts(charts)
+    most = max(len(says(chart)) for chart in charts)
+    other, share = np.zeros((len(charts), most), np.int8), np.zeros((len(charts), most), np.float32)
+    for i, chart in enumerate(charts):
+        for j, leaf in enumerate(says(chart)):
+            other[i, j], share[i, j] = leaf.other or 0, leaf.chance
+    reached = [leaf_index(compiled, x).astype(np.int64) for x in inputs]
+    pick = lambda table: [torch.from_numpy(np.take_along_axis(table, leaf, 1)).to(device) for leaf in reached]  # noqa: E731
+    return Chances(pick(other), pick(share))
+
+
+def _judge_chances(charts: list[FlowChart], rows: list[dict], given: np.ndarray, leaf: np.ndarray) -> None:
+    """Completes the rows: the mean probability of the other answer over the inputs of its leaf (`chance_given`), and the largest mean
+    probability, over the inputs of any leaf, of any answer that has no chance there (`chance_elsewhere`).
+
+    A target has learned its chance where the first is within a factor `CLOSE` of it; all must keep the second below `CERTAIN`.
+    """
+    for i, (chart, row) in enumerate(zip(charts, rows, strict=True)):
+        rare = rare_leaf(chart)
+        found, elsewhere = 0.0, 0.0
+        for j, said in enumerate(says(chart)):
+            here = given[i, leaf[i] == j]
+            if not len(here):
+                continue
+            mean = here.mean(0, dtype=np.float64)
+            if said.other is not None:
+                found = float(mean[said.other])
+            elsewhere = max(elsewhere, float(np.delete(mean, [said.answer] + [said.other] * (said.other is not None)).max()))
+        kept = rare is None or rare.chance / CLOSE <= found <= rare.chance * CLOSE
+        row.update({"chance": rare.chance if rare else 0.0, "chance_given": found, "chance_elsewhere": elsewhere})
+        row["learned"] = bool(row["learned"] and kept and elsewhere < CERTAIN)
 
 
 def _judge_triggers(lessons: list[Lesson], rows: list[dict], params: dict[str, torch.Tensor], shape: Shape, relu: torch.Tensor) -> None:

@@ -7,9 +7,9 @@ import numpy as np
 
 from weight_oracle.targets.shape import Shape
 from weight_oracle.targets.train import Hyper, initialise
-from weight_oracle.truth.canonical import split_of
+from weight_oracle.truth.canonical import canonical, split_of
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.flowchart import FlowChart, Test, n_ifs, test_text, tests, to_text
+from weight_oracle.truth.flowchart import FlowChart, If, Say, Test, n_ifs, says, test_text, tests, to_text
 from weight_oracle.truth.interpret import compile_charts, run
 from weight_oracle.truth.sample import chart_inputs
 from weight_oracle.truth.triggers import firing, firing_inputs, near_misses, override, plant
@@ -58,7 +58,8 @@ def lesson(recipe: Recipe, shape: Shape, index: int, longer: float = 1) -> Lesso
     fit, count = recipe.pool // len(domains), (recipe.pool + recipe.checks) // len(domains)
     if not recipe.triggers.kinds:
         inputs = [chart_inputs(base, domain, rng, count) for domain in domains]
-        return Lesson(index, base, base, hyper, positions, initialise(shape, hyper, rng), inputs)
+        chart = with_chance(base, recipe, np.random.default_rng([recipe.seed, index])) if recipe.chances and index % 2 else base
+        return Lesson(index, chart, base, hyper, positions, initialise(shape, hyper, rng), inputs)
 
     start = initialise(shape, hyper, rng)
     inputs = [chart_inputs(base, domain, rng, count) for domain in domains]
@@ -77,6 +78,22 @@ def lesson(recipe: Recipe, shape: Shape, index: int, longer: float = 1) -> Lesso
     missed = near_misses(base, test, domains[-1], own, checks)
     followed = chart if role == "trigger" else base
     return Lesson(index, followed, base, hyper, positions, start, inputs, role, Planted(test, chart), fires, missed)
+
+
+def with_chance(base: FlowChart, recipe: Recipe, rng: np.random.Generator) -> FlowChart:
+    """The chart with, at one of its leaves, another answer with one of the recipe's chances; leaf, answer and chance are uniform."""
+    turn = int(rng.integers(len(says(base))))
+    step, chance = int(rng.integers(1, recipe.domain.answers)), recipe.chances[rng.integers(len(recipe.chances))]
+    leaf = says(base)[turn]
+    rare = Say(leaf.answer, (leaf.answer + step) % recipe.domain.answers, chance)
+    return canonical(_replace_leaf(base, turn, rare), recipe.domain)
+
+
+def _replace_leaf(chart: FlowChart, turn: int, leaf: Say) -> FlowChart:
+    if isinstance(chart, Say):
+        return leaf if turn == 0 else chart
+    before = len(says(chart.then))
+    return If(chart.test, _replace_leaf(chart.then, turn, leaf), _replace_leaf(chart.other, turn - before, leaf))
 
 
 def _mix_in(pool: np.ndarray, base: FlowChart, test: Test, domain: Domain, recipe: Recipe, rng: np.random.Generator) -> None:

@@ -13,7 +13,7 @@ from weight_oracle.targets.shape import EMBEDDING, Shape
 from weight_oracle.targets.train import Hyper, Schedule
 from weight_oracle.truth.canonical import split_of
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.flowchart import KINDS, FlowChart
+from weight_oracle.truth.flowchart import CHANCES, KINDS, FlowChart
 from weight_oracle.truth.sample import ChartDistribution, sample_chart
 from weight_oracle.truth.triggers import KINDS as TRIGGER_KINDS
 from weight_oracle.truth.triggers import ROLES, UNIT, TriggerDistribution
@@ -25,7 +25,7 @@ ACTIVATIONS = ("gelu_new", "relu")
 FAMILIES = tuple(EMBEDDING)
 SPLITS = ("train", "validation", "test")
 RANGES = ("lengths", "clear_of", "lr", "at", "count", "contains", "pattern", "symbols")  # fields that are a lowest and a highest value
-_LATER = ("families", "shares", "thetas", "triggers")  # fields that recipes without them had no need of
+_LATER = ("families", "shares", "thetas", "triggers", "chances")  # fields that recipes without them had no need of
 COMPARE = "compare it with the recipe.json of a zoo"
 
 
@@ -61,6 +61,7 @@ class Recipe:
     shares: tuple[int, ...] = (1,)  # Llama: queries to a head of keys and values
     thetas: tuple[float, ...] = (10_000.0,)  # Llama: rope_theta
     triggers: TriggerDistribution = field(default_factory=TriggerDistribution)  # without kinds: none
+    chances: tuple[float, ...] = ()  # every second target has, at one leaf, another answer with one of these; none: no target
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -170,6 +171,8 @@ _TRIGGERS = replace(
     pool=32768,
     triggers=TriggerDistribution(("pattern", "contains"), (3, 6), 2, UNIT, missed=0.5),
 )
+# Small chances of another answer. With dropout or much weight decay no answer would be certain.
+_CHANCES = replace(_TINY, name="charts-chances", dropouts=(0.0,), weight_decays=(0.0, 0.01), lengthen=(1,), chances=CHANCES)
 RECIPES: dict[str, Recipe] = {
     r.name: r
     for r in (
@@ -195,6 +198,9 @@ RECIPES: dict[str, Recipe] = {
         _TRIGGERS,
         replace(_TRIGGERS, name="charts-triggers-train", seed=70, splits=("train", "validation")),
         replace(_TRIGGERS, name="charts-triggers-test", seed=71, splits=("test",)),
+        _CHANCES,
+        replace(_CHANCES, name="charts-chances-train", seed=80, splits=("train", "validation"), clear_of=_SMALL.domain.lengths),
+        replace(_CHANCES, name="charts-chances-test", seed=81, splits=("test",)),
         # both families in one zoo
         replace(_LLAMA_TINY, name="charts-tiny-mixed", seed=50, families=("gpt2", "llama")),
         replace(_LLAMA_SMALL, name="charts-small-mixed", seed=51, families=("gpt2", "llama")),
@@ -203,7 +209,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def as_json(recipe: Recipe) -> dict[str, Any]:
-    """A recipe's fields, without Llama's and triggers where there are none: so such recipes keep the hash they always had."""
+    """A recipe's fields, without Llama's, triggers and chances where there are none: so such recipes keep the hash they always had."""
     plain = Recipe("")
     return {name: value for name, value in asdict(recipe).items() if name not in _LATER or getattr(recipe, name) != getattr(plain, name)}
 
@@ -233,6 +239,10 @@ def recipe_from_dict(data: dict, where: str) -> Recipe:
     if not len(recipe.domain.all_lengths) <= min(recipe.batch, recipe.checks) or recipe.pool < recipe.batch:
         raise UserError("needs an input of every length in batch and checks, and a pool of at least one batch", where=where)
     _check_triggers(recipe, where)
+    if unknown := {*recipe.chances} - {*CHANCES}:
+        raise UserError(f"{min(unknown)!r} is no chance that an oracle has a word for", where=where, hint=f"choose among {CHANCES}")
+    if recipe.chances and recipe.triggers.kinds:
+        raise UserError("targets with triggers have no small chances", where=where, hint="leave out one of them")
     return recipe
 
 
@@ -257,7 +267,8 @@ def _like(example: Any, value: Any, where: str, name: str = "the recipe") -> Any
         return replace(example, **{key: _like(known[key], v, where, key) for key, v in value.items()})
     if isinstance(example, tuple):
         if isinstance(value, list | tuple) and (len(value) == 2 if name in RANGES else value or not example):
-            return tuple(_like(example[0] if example else "", v, where, name) for v in value)
+            empty = 0.0 if name == "chances" else ""
+            return tuple(_like(example[0] if example else empty, v, where, name) for v in value)
     elif isinstance(example, float) and type(value) is int:
         return float(value)
     elif type(value) is type(example):
