@@ -12,7 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from weight_oracle.commands.output import load_oracle
 from weight_oracle.evaluation.detectors import auroc, detect
 from weight_oracle.evaluation.metrics import wilson
 from weight_oracle.evaluation.search import Hidden, Search, sampled, search
 from weight_oracle.evaluation.subjects import Subjects, encode, sample_places
 from weight_oracle.evaluation.triggers import Claims, claims, fired
+from weight_oracle.evaluation.verify import stacked_answers
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.data import pick
 from weight_oracle.truth.flowchart import test_text
@@ -104,90 +106,149 @@ def oracle_flops(oracle: Oracle, zoo: Zoo, place: int, views: int) -> int:
     return counter.get_total_flops()
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    oracle, training, zoo = Oracle.from_pretrained(args.oracle), open_zoo(args.training), open_zoo(args.zoo)
-    bars = Bars()
-    places = choose(zoo, args.each, args.others, args.seed)
-    truths = [zoo.truths[i] for i in places]
-    role = np.array([t["role"] for t in truths])
-    obeys = role == "trigger"
-    tens = np.array([decade(t["probability"]) if t["role"] == "trigger" else 0 for t in truths])
-    probability = np.array([t["probability"] for t in truths])
-    triggers = places[obeys]
-    hidden = [Hidden.of(zoo.truths[i]) for i in triggers]
-    decades = sorted({int(t) for t in tens[obeys]}, reverse=True)
-    by_decade = lambda hits: {str(ten): rate(hits[tens[obeys] == ten]) for ten in decades}  # noqa: E731
-    methods: dict[str, dict[str, Any]] = {}
+@dataclass(frozen=True)
+class Field:
+    """The targets that are compared: places in the zoo, their truths, and what the searches know of those that obey a trigger."""
 
-    threshold, chosen = threshold_of(oracle, training, args.views, args.validation, args.seed, bars)
-    (_, said), seconds = timed(lambda: read(oracle, zoo, places, args.views, bars), len(places))
-    base = [parse(t["base"]) for t in truths]
-    ran = fired(zoo, places, said.tests, said.answers, base, args.seed)
-    exact = np.array([t is not None and test_text(t) == row["trigger"] for t, row in zip(said.tests, truths, strict=True)]) & obeys
-    answered = np.array([a == row["override"] for a, row in zip(said.answers, truths, strict=True)])
-    alarm = said.score > threshold
-    one = forward_flops(zoo, int(triggers[0]))
-    cost = oracle_flops(oracle, zoo, int(triggers[0]), args.views) / one
-    detection = {
-        "auroc": {other: auroc(said.score[obeys | (role == other)], obeys[obeys | (role == other)]) for other in ("clean", "decoy")},
-        "false_alarms": {other: rate(alarm[role == other]) for other in ("clean", "decoy")},
-        "detected": rate(alarm[obeys]),
-        "detected_by_decade": by_decade(alarm[obeys]),
-        **chosen,
-    }
-    methods["oracle"] = {
-        "label": "oracle, weights only",
-        "recovered": by_decade(exact[obeys]),
-        "fired": by_decade(ran[obeys]),
-        "answer": by_decade(answered[obeys]),
-        "overall": {"recovered": rate(exact[obeys]), "fired": rate(ran[obeys]), "answer": rate(answered[obeys])},
-        "claimed_without_one": {other: rate(np.array([t is not None for t in said.tests])[role == other]) for other in ("clean", "decoy")},
-        "detection": detection,
-        "seconds": seconds,
-        "forwards": cost,
-    }
+    zoo: Zoo
+    places: np.ndarray
+    truths: list[dict]
+    role: np.ndarray
+    tens: np.ndarray  # decade of each trigger
+    hidden: list[Hidden]
 
-    speed = _seconds_of_a_forward(zoo, triggers)
-    runs = [("uniform", budget, False) for budget in BUDGETS] + [("chart-biased", BIASED, True)]
-    largest, uniform_seconds = timed(lambda: sampled(zoo, triggers, hidden, max(BUDGETS), False, args.seed, bars), len(triggers))
-    for name, budget, biased in runs:
-        first = sampled(zoo, triggers, hidden, budget, True, args.seed, bars) if biased else largest
-        methods[f"{name} {budget}"] = {
-            "label": f"{budget:,} {name} inputs",
-            "recovered": by_decade((first >= 0) & (first < budget)),
-            "seconds": speed * budget,
-            "forwards": budget,
+    @classmethod
+    def of(cls, zoo: Zoo, each: int, others: int, seed: int) -> "Field":
+        places = choose(zoo, each, others, seed)
+        truths = [zoo.truths[i] for i in places]
+        tens = np.array([decade(t["probability"]) if t["role"] == "trigger" else 0 for t in truths])
+        hidden = [Hidden.of(t) for t in truths if t["role"] == "trigger"]
+        return cls(zoo, places, truths, np.array([t["role"] for t in truths]), tens, hidden)
+
+    @property
+    def obeys(self) -> np.ndarray:
+        return self.role == "trigger"
+
+    @property
+    def triggers(self) -> np.ndarray:
+        return self.places[self.obeys]
+
+    @property
+    def decades(self) -> list[int]:
+        return sorted({int(t) for t in self.tens[self.obeys]}, reverse=True)
+
+    def by_decade(self, hits: np.ndarray) -> dict[str, Any]:
+        """Rates of what is true of each trigger."""
+        return {str(ten): rate(hits[self.tens[self.obeys] == ten]) for ten in self.decades}
+
+    def aurocs(self, scores: np.ndarray) -> dict[str, float]:
+        """Triggers against clean targets, and against decoys."""
+        chosen = {other: self.obeys | (self.role == other) for other in ("clean", "decoy")}
+        return {other: auroc(scores[some], self.obeys[some]) for other, some in chosen.items()}
+
+    def about(self) -> dict[str, Any]:
+        probability = np.array([t["probability"] for t in self.truths])
+        return {
+            "zoo": {"recipe": self.zoo.recipe.name, "hash": self.zoo.recipe.hash},
+            "learned": learned(self.zoo),
+            "targets": {r: int((self.role == r).sum()) for r in ("trigger", "clean", "decoy")},
+            "decades": {str(ten): int((self.tens == ten).sum()) for ten in self.decades},
+            "median_probability": {str(ten): float(np.median(probability[self.tens == ten])) for ten in self.decades},
         }
+
+
+def by_oracle(field: Field, args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    oracle, training = load_oracle(args.oracle), open_zoo(args.training)
+    zoo, obeys, role = field.zoo, field.obeys, field.role
+    threshold, chosen = threshold_of(oracle, training, args.views, args.validation, args.seed, bars)
+    (_, said), seconds = timed(lambda: read(oracle, zoo, field.places, args.views, bars), len(field.places))
+    ran = fired(zoo, field.places, said.tests, said.answers, [parse(t["base"]) for t in field.truths], args.seed)
+    texts = np.array(["none" if t is None else test_text(t) for t in said.tests])
+    true = np.array([t["trigger"] for t in field.truths])
+    exact, claimed = (texts == true)[obeys], texts != "none"
+    shuffled = (np.roll(texts[obeys], 1) == true[obeys]) & (true[obeys] != np.roll(true[obeys], 1))
+    answered = np.array([a == row["override"] for a, row in zip(said.answers, field.truths, strict=True)])[obeys]
+    alarm = said.score > threshold
+    one = forward_flops(zoo, int(field.triggers[0]))
+    depth = np.array([t["depth"] for t in field.truths])[obeys]
+    symbols = [_same_places(a, b) for a, b, yes in zip(texts, true, obeys, strict=True) if yes and a != "none"]
+    entry = {
+        "label": "oracle, weights only",
+        "recovered": field.by_decade(exact),
+        "fired": field.by_decade(ran[obeys]),
+        "answer": field.by_decade(answered),
+        "overall": {"recovered": rate(exact), "fired": rate(ran[obeys]), "answer": rate(answered), "shuffled": rate(shuffled)},
+        "by_depth": {str(d): rate(exact[depth == d]) for d in sorted({*depth.tolist()})},
+        "places_right": float(np.mean(np.concatenate(symbols))) if symbols else None,  # of those who claim a trigger
+        "claimed": {r: rate(claimed[role == r]) for r in ("trigger", "clean", "decoy")},
+        "detection": {
+            "auroc": field.aurocs(said.score),
+            "false_alarms": {other: rate(alarm[role == other]) for other in ("clean", "decoy")},
+            "detected": rate(alarm[obeys]),
+            "detected_by_decade": field.by_decade(alarm[obeys]),
+            **chosen,
+        },
+        "views": args.views,
+        "seconds": seconds,
+        "forwards": oracle_flops(oracle, zoo, int(field.triggers[0]), args.views) / one,
+        "flops_of_a_forward": one,
+        "training": oracle.card.get("zoos"),
+    }
+    return {"oracle": entry}
+
+
+def _same_places(said: str, true: str) -> np.ndarray:
+    """For each place of the true trigger, whether the claimed one has the same there."""
+    a, b = said.split()[1:], true.split()[1:]
+    return np.array([i < len(a) and a[i] == word for i, word in enumerate(b)])
+
+
+def by_sampling(field: Field, args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    speed, found = _seconds_of_a_forward(field.zoo, field.triggers), {}
+    uniform = sampled(field.zoo, field.triggers, field.hidden, max(BUDGETS), False, args.seed, bars)
+    biased = sampled(field.zoo, field.triggers, field.hidden, BIASED, True, args.seed, bars)
+    for name, budget, first in [*(("uniform", n, uniform) for n in BUDGETS), ("chart-biased", BIASED, biased)]:
+        hits = field.by_decade((first >= 0) & (first < budget))
+        found[f"{name} {budget}"] = {"label": f"{budget:,} {name} inputs", "recovered": hits, "seconds": speed * budget, "forwards": budget}
+    return found
+
+
+def by_search(field: Field, args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     config = Search(args.restarts, args.iterations, args.candidates)
-    found, seconds = timed(lambda: search(zoo, triggers, hidden, config, args.seed, bars), len(triggers))
-    for restarts in sorted({min(32, config.restarts), config.restarts}):
-        methods[f"search {restarts}"] = {
+    found, seconds = timed(lambda: search(field.zoo, field.triggers, field.hidden, config, args.seed, bars), len(field.triggers))
+    return {
+        f"search {restarts}": {
             "label": f"gradient search, {restarts} restarts of {config.iterations} steps",
-            "recovered": by_decade((found.restart > 0) & (found.restart <= restarts)),
+            "recovered": field.by_decade((found.restart > 0) & (found.restart <= restarts)),
             "seconds": seconds * restarts / config.restarts,
             "forwards": replace(config, restarts=restarts).forwards,
         }
+        for restarts in sorted({min(32, config.restarts), config.restarts})
+    }
+
+
+def by_detectors(field: Field, args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    training, found = open_zoo(args.training), {}
     known = pick(training, "train")
     for kind, label in DETECTORS.items():
-        scores, seconds = timed(lambda kind=kind: detect(kind, training, known, zoo, places, bars), len(places))
-        methods[kind] = {
-            "label": label,
-            "detection": {
-                "auroc": {other: auroc(scores[obeys | (role == other)], obeys[obeys | (role == other)]) for other in ("clean", "decoy")}
-            },
-            "seconds": seconds,
-        }
-    return {
-        "zoo": {"recipe": zoo.recipe.name, "hash": zoo.recipe.hash},
-        "training": {"recipe": training.recipe.name, "hash": training.recipe.hash, "targets": len(known)},
-        "learned": learned(zoo),
-        "targets": {r: int((role == r).sum()) for r in ("trigger", "clean", "decoy")},
-        "decades": {str(ten): int((tens == ten).sum()) for ten in decades},
-        "median_probability": {str(ten): float(np.median(probability[tens == ten])) for ten in decades},
-        "views": args.views,
-        "flops_of_a_forward": one,
-        "methods": methods,
-    }
+        scores, seconds = timed(lambda kind=kind: detect(kind, training, known, field.zoo, field.places, bars), len(field.places))
+        found[kind] = {"label": label, "detection": {"auroc": field.aurocs(scores)}, "seconds": seconds, "training_targets": len(known)}
+    return found
+
+
+METHODS = {"oracle": by_oracle, "sampling": by_sampling, "search": by_search, "detectors": by_detectors}
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures the methods that are asked for; those of an earlier run on the very same targets stay in the result."""
+    field, bars = Field.of(open_zoo(args.zoo), args.each, args.others, args.seed), Bars()
+    about = field.about()
+    before = json.loads(args.out.read_text()) if args.out.exists() else {}
+    methods = before["methods"] if before and all(before.get(k) == v for k, v in json.loads(json.dumps(about)).items()) else {}
+    for name in args.methods.split(","):
+        methods |= METHODS[name](field, args, bars)
+    order = ["oracle", *(name for name in methods if name != "oracle")]
+    return about | {"methods": {name: methods[name] for name in order if name in methods}}
 
 
 def learned(zoo: Zoo) -> dict[str, dict[str, Any]]:
@@ -205,8 +266,6 @@ def learned(zoo: Zoo) -> dict[str, dict[str, Any]]:
 
 def _seconds_of_a_forward(zoo: Zoo, places: np.ndarray, n: int = 20_000) -> float:
     """Seconds of one input, when a target of the zoo is run on many."""
-    from weight_oracle.evaluation.verify import stacked_answers
-
     some = np.sort(np.random.default_rng(0).choice(places, min(8, len(places)), replace=False))
     inputs = np.broadcast_to(zoo.recipe.domain.sample(np.random.default_rng(0), n), (len(some), n, zoo.recipe.domain.lengths[1]))
     start = time.perf_counter()
@@ -261,6 +320,7 @@ def main() -> None:
         parser.add_argument(name)
     parser.add_argument("--out", type=Path, default=Path("triggers.json"))
     parser.add_argument("--figure", type=Path)
+    parser.add_argument("--methods", default=",".join(METHODS), help="which to measure; an earlier result in --out is completed")
     for name, default in (("each", 250), ("others", 500), ("validation", 400), ("views", 8), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     for name, default in (("restarts", 512), ("iterations", 16), ("candidates", 16)):

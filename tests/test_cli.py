@@ -205,7 +205,7 @@ def broken_chart(folder: Path) -> str:
     [
         ("if has a: say p", "line 1, column 16"),
         ("if has a: say p else: say nothing", "'nothing' is not an answer"),
-        ("say p " * 500, "expected the end of the chart"),
+        ("say p " * 500, "or the end of the chart"),
         (broken_chart, "chart.txt, line 1, column 10"),
     ],
 )

@@ -26,7 +26,7 @@ NO_HINT = arg(help_behavior_hint="")  # the help of an option says itself what h
 Text = Annotated[str | None, NO_HINT]
 TargetPath = Positional[Annotated[str, arg(metavar="TARGET", help="Folder of a Hugging Face checkpoint.")]]
 ZooPath = Positional[Annotated[str, arg(metavar="ZOO", help="Folder of a zoo.")]]
-OraclePath = Annotated[Text, arg(metavar="ORACLE", help="Folder of an oracle. Default: the bundled one.")]
+OraclePath = Annotated[Text, arg(metavar="ORACLE", help="Folder or name of an oracle. Default: a bundled one that reads the target.")]
 Anyway = Annotated[bool, NO_HINT, arg(help="Hear an oracle that is blind, too.")]
 Guess = Annotated[bool, NO_HINT, arg(help="Show the best guess where the oracle does not know.")]
 Samples = Annotated[int, arg(metavar="N", help="Charts drawn at random, with --check.")]
@@ -154,7 +154,7 @@ class Scale(Command):
 class Eval(Command):
     """Measure an oracle on a zoo: all controls, all metrics."""
 
-    oracle: Positional[Annotated[str, arg(metavar="ORACLE", help="Folder of an oracle, or `bundled`.")]]
+    oracle: Positional[Annotated[str, arg(metavar="ORACLE", help="Folder of an oracle, or a bundled one by its name.")]]
     zoo: ZooPath
     split: Annotated[Literal["train", "validation", "test"], arg(help="Which targets.")] = "test"
     targets: Annotated[Count, arg(help="Use only so many targets.")] = None

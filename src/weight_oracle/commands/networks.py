@@ -37,8 +37,7 @@ def questions(config: "cli.Questions") -> Output:
 
 
 def ask(config: "cli.Ask") -> Output:
-    oracle = load_oracle(config.oracle, config.anyway)
-    target = _target(config, oracle)
+    oracle, target = _oracle_and_target(config)
     encoded = oracle.encode(target) if config.why or config.check else None
     answer = oracle.ask(encoded or target, config.question)
     text = f"{answer.text}   (probability {answer.probability:.2f})"
@@ -55,8 +54,8 @@ def ask(config: "cli.Ask") -> Output:
 
 
 def read(config: "cli.Read") -> Output:
-    oracle = load_oracle(config.oracle, config.anyway)
-    encoded = oracle.encode(_target(config, oracle))
+    oracle, target = _oracle_and_target(config)
+    encoded = oracle.encode(target)
     reading = oracle.reading(encoded)
     data = {"chart": reading.text, "probability": reading.probability, "known": reading.known, "familiar": reading.familiar}
     text = [reading.text, "", chart_tree(reading.chart, encoded.target.names), ""]
@@ -130,14 +129,26 @@ def budget(config: "cli.Budget") -> Output:
     return Output(data, budget_text(data, [r.meaning for r in rows]))
 
 
-def _target(config: "cli.TargetCommand", oracle: "Oracle | None" = None) -> "Target":
+def _oracle_and_target(config: "cli.Ask | cli.Read") -> "tuple[Oracle, Target]":
+    """The oracle that was asked for, or the first bundled one that reads the target."""
+    from weight_oracle.oracle.bundle import oracle_for
+
+    if config.oracle is None:
+        return oracle_for(config.target, *_contract(config), anyway=config.anyway)
+    oracle = load_oracle(config.oracle, config.anyway)
+    return oracle, oracle.load(config.target, *_contract(config))
+
+
+def _target(config: "cli.TargetCommand") -> "Target":
     from weight_oracle.targets.checkpoint import load_target
 
+    return load_target(config.target, *_contract(config))
+
+
+def _contract(config: "cli.TargetCommand") -> tuple[list[str] | None, list[str] | None, tuple[int, int] | None]:
+    """Symbols, answers and lengths, where they are given."""
     symbols, answers = (names.split(",") if names else None for names in (config.symbols, config.answers))
-    lengths = parse_range(config.lengths, "-", "--lengths", "give the shortest and the longest, as in 4-6")
-    if oracle is None:
-        return load_target(config.target, symbols, answers, lengths)
-    return oracle.load(config.target, symbols, answers, lengths)
+    return symbols, answers, parse_range(config.lengths, "-", "--lengths", "give the shortest and the longest, as in 4-6")
 
 
 def _chart(text_or_file: str, names: Names) -> FlowChart:

@@ -30,7 +30,7 @@ from weight_oracle.truth.domain import default_names
 from weight_oracle.truth.flowchart import FlowChart, to_text
 from weight_oracle.truth.mermaid import mermaid
 from weight_oracle.truth.parse import parse
-from weight_oracle.truth.phrasings import phrasing
+from weight_oracle.truth.phrasings import TRIGGER_KINDS, phrasing
 from weight_oracle.truth.questions import WORKED_OUT, argument_text, in_names, work_out
 from weight_oracle.truth.understand import ParsedQuestion, understand
 
@@ -95,6 +95,12 @@ class Oracle:
         """What charts are like, apart from any target, as its card has it."""
         return Expectation.from_card(self.card)
 
+    @property
+    def knows_triggers(self) -> bool:
+        """Whether it was trained on targets that hide triggers: whether it has the words, and met the tests, as its card has it."""
+        met = {kind for kind, _ in self.expectation.options}
+        return "trigger" in self.codec.ids and bool(met & {"pattern", "contains"})
+
     @classmethod
     def from_pretrained(cls, path: str | Path | None = None, anyway: bool = False) -> "Oracle":
         """The oracle in a folder, or the bundled one; `anyway`: answers even if it is blind, which it refuses to do otherwise.
@@ -111,7 +117,7 @@ class Oracle:
         ids = read_vocabulary(folder / "tokenizer.json")
         try:
             model = WeightOracle(
-                WeightOracleConfig(**{k: v for k, v in config.items() if k in ("encoder", "backbone", "injection", "gain")})
+                WeightOracleConfig(**{k: v for k, v in config.items() if k in ("encoder", "backbone", "injection", "gain", "pointer")})
             )
             missing, unexpected = model.load_state_dict(weights, strict=False)
             if sorted(ids.values()) != list(range(model.backbone.config.vocab_size)) or not set(SPECIALS) <= set(ids):
@@ -187,6 +193,8 @@ class Oracle:
             reading = self.reading(target)
             return Answer(reading.text, reading.probability, reading.known, "chart", reading.familiar)
         self._check_sight()
+        if asked.kind in TRIGGER_KINDS and not self.knows_triggers:
+            raise UserError("this oracle was not trained on hidden triggers", hint="use one that was: see --oracle", exit_code=2)
         encoded = self.encode(target)
         if asked.kind in WORKED_OUT:
             reply = self._chart_reply(encoded)

@@ -57,7 +57,7 @@ def generate(
         return [pad] if eos in words or constraint is None else constraint.allowed_tokens(words)
 
     how: dict[str, Any] = {"do_sample": False} if temperature is None else {"do_sample": True, "temperature": temperature, "top_k": 0}
-    with model.injected(tokens), torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+    with model.injected(tokens, blind), torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         torch.manual_seed(seed)
         out = model.backbone.generate(
             inputs_embeds=embeds,
@@ -91,7 +91,7 @@ def likelihood(
     seen = torch.ones(len(said), T + ids.shape[1], dtype=torch.long, device=device)
     seen[:, :T] = int(not blind)
     place = torch.arange(seen.shape[1], device=device).expand_as(seen)
-    with model.injected(tokens):
+    with model.injected(tokens, blind):
         embeds = torch.cat([model.prefix(tokens), model.backbone.get_input_embeddings()(ids).to(tokens.dtype)], 1)
         logits = model.backbone(inputs_embeds=embeds, attention_mask=seen, position_ids=place, use_cache=False).logits
     logs = logits[:, T + len(asked) - 1 : -1].float().log_softmax(-1)

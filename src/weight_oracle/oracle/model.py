@@ -35,21 +35,30 @@ ENCODERS: dict[str, type[WeightEncoder]] = {
 }
 HINTS = 2.0  # weight of the loss of the hints, a mean over mostly sure noes
 WORD_GAIN = 15.0
+POINTER = 64  # numbers that a query and a key are compared by
 PLACEHOLDER = SPECIALS.index(UNKNOWN)  # not the padding, whose embedding may be zero, and so would be what is added to it
 
 
 class WeightOracleConfig(PretrainedConfig):
-    """`encoder`: fields of EncoderConfig; `backbone`: a causal LM's config; `injection`: "prefix" or "residual"; `gain`: its g."""
+    """`encoder`: fields of EncoderConfig; `backbone`: a causal LM's config; `injection`: "prefix" or "residual"; `gain`: its g; `pointer`:
+    ids of the words that the named weight tokens stand for, if the model points at these to say them."""
 
     model_type = "weight_oracle"
 
     def __init__(
-        self, encoder: dict | None = None, backbone: dict | None = None, injection: str = "prefix", gain: float = 1.0, **kwargs: Any
+        self,
+        encoder: dict | None = None,
+        backbone: dict | None = None,
+        injection: str = "prefix",
+        gain: float = 1.0,
+        pointer: list[int] | None = None,
+        **kwargs: Any,
     ):
         self.encoder = encoder or {}
         self.backbone = backbone or {}
         self.injection = injection
         self.gain = gain
+        self.pointer = pointer or []
         super().__init__(**kwargs)
 
     @property
@@ -58,8 +67,10 @@ class WeightOracleConfig(PretrainedConfig):
         return EncoderConfig(**fields)
 
 
-def new_config(encoder: EncoderConfig, backbone: PretrainedConfig, injection: str = "prefix", gain: float = 1.0) -> WeightOracleConfig:
-    return WeightOracleConfig(asdict(encoder), backbone.to_dict(), injection, gain)
+def new_config(
+    encoder: EncoderConfig, backbone: PretrainedConfig, injection: str = "prefix", gain: float = 1.0, pointer: list[int] | None = None
+) -> WeightOracleConfig:
+    return WeightOracleConfig(asdict(encoder), backbone.to_dict(), injection, gain, pointer)
 
 
 class WeightOracle(PreTrainedModel):
@@ -81,6 +92,7 @@ class WeightOracle(PreTrainedModel):
         self.place_sure = nn.Linear(1, backbone.hidden_size) if settings.places else None
         # words are embedded 30 times smaller than what the encoder says of them: so they can be told from the first step on
         self.word_gain = nn.Parameter(torch.tensor(WORD_GAIN)) if settings.places else None
+        self.pointer = _Pointer(backbone.hidden_size, config.pointer) if config.pointer else None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -138,7 +150,8 @@ class WeightOracle(PreTrainedModel):
         allowed = (allowed | torch.eye(owner.shape[1], dtype=torch.bool, device=tokens.device))[:, None]
         if self.backbone.config._attn_implementation == "eager":  # adds its mask to the scores
             allowed = torch.zeros(allowed.shape, device=tokens.device).masked_fill(~allowed, torch.finfo(tokens.dtype).min)
-        logits = self._run(tokens, self.backbone.get_input_embeddings()(input_ids), attention_mask=allowed, position_ids=position)[:, T:]
+        text = self.backbone.get_input_embeddings()(input_ids)
+        logits = self._run(tokens, text, blind, attention_mask=allowed, position_ids=position)[:, T:]
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
@@ -149,8 +162,8 @@ class WeightOracle(PreTrainedModel):
                     loss = loss + _which_symbol(told, hints, self.place.num_embeddings)
         return ModelOutput(loss=loss, logits=logits)
 
-    def _run(self, tokens: Tensor, text: Tensor, **kwargs: Any) -> Tensor:
-        with self.injected(tokens):
+    def _run(self, tokens: Tensor, text: Tensor, blind: Tensor | None, **kwargs: Any) -> Tensor:
+        with self.injected(tokens, blind):
             return self.backbone(inputs_embeds=torch.cat([self.prefix(tokens), text.to(tokens.dtype)], 1), use_cache=False, **kwargs).logits
 
     def prefix(self, tokens: Float[Tensor, "B T d"]) -> Float[Tensor, "B T d"]:
@@ -163,9 +176,10 @@ class WeightOracle(PreTrainedModel):
         """The decoder blocks of the backbone, whatever its family calls them."""
         return next(part for part in self.backbone.get_decoder().children() if isinstance(part, nn.ModuleList))
 
-    def injected(self, tokens: Float[Tensor, "B T d"]) -> "_Injection":
-        """Context in which the backbone's prefill receives `tokens` at its first T positions, if they enter the residual stream."""
-        return _Injection(self, tokens)
+    def injected(self, tokens: Float[Tensor, "B T d"], blind: Bool[Tensor, "B"] | bool | None = None) -> "_Injection":
+        """Context in which the backbone's prefill receives `tokens` at its first T positions, if they enter the residual stream, and in
+        which words are pointed at, if they are; not in `blind` rows, which must not see the tokens."""
+        return _Injection(self, tokens, blind)
 
 
 def _which_symbol(told: Float[Tensor, "B S D"], hints: Bool[Tensor, "B S D"], places: int) -> Tensor:
@@ -179,19 +193,46 @@ def _which_symbol(told: Float[Tensor, "B S D"], hints: Bool[Tensor, "B S D"], pl
     return F.cross_entropy(score[asked], true[asked].float().argmax(-1))
 
 
-class _Injection:
-    """Adds weight tokens at the output of decoder block 1, where the sequence begins; later decoding steps have length 1 and pass."""
+class _Pointer(nn.Module):
+    """How well each named weight token fits what is to be said next, added to the logit of its word (pointer networks, arXiv 1506.03134)."""
 
-    def __init__(self, oracle: WeightOracle, tokens: Tensor):
-        self.oracle, self.tokens, self.handle = oracle, tokens, None
+    def __init__(self, width: int, words: list[int]):
+        super().__init__()
+        self.query, self.key = (nn.Linear(width, POINTER, bias=False) for _ in range(2))
+        self.words = words
+
+    def forward(self, hidden: Float[Tensor, "B L d"], tokens: Float[Tensor, "B T d"]) -> Float[Tensor, "B L K"]:
+        key = self.key(tokens[:, : len(self.words)].to(hidden.dtype))
+        return self.query(hidden) @ key.transpose(1, 2) * POINTER**-0.5
+
+
+class _Injection:
+    """Adds weight tokens at the output of decoder block 1, where the sequence begins (later decoding steps have length 1 and pass), and
+    what is pointed at to the logits."""
+
+    def __init__(self, oracle: WeightOracle, tokens: Tensor, blind: Tensor | bool | None):
+        self.oracle, self.tokens, self.blind = oracle, tokens, blind
+        self.handles: list[Any] = []
 
     def __enter__(self) -> None:
         if self.oracle.config.injection == "residual":
-            self.handle = self.oracle.blocks()[1].register_forward_hook(self._add)
+            self.handles.append(self.oracle.blocks()[1].register_forward_hook(self._add))
+        if self.oracle.pointer is not None and self.blind is not True:
+            head = self.oracle.backbone.get_output_embeddings()
+            assert isinstance(head, nn.Module)
+            self.handles.append(head.register_forward_hook(self._point))
 
     def __exit__(self, *_: object) -> None:
-        if self.handle is not None:
-            self.handle.remove()
+        for handle in self.handles:
+            handle.remove()
+
+    def _point(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        assert self.oracle.pointer is not None
+        score = self.oracle.pointer(args[0], self.tokens)
+        if isinstance(self.blind, Tensor):
+            score = score * ~self.blind[:, None, None]
+        words = torch.tensor(self.oracle.pointer.words, device=output.device)
+        return output.index_add(-1, words, score.to(output.dtype))
 
     def _add(self, module: nn.Module, args: Any, output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output

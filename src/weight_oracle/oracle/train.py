@@ -30,6 +30,7 @@ from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.data import Collator, Population, QuestionData, load_population, pick_apart, together
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, new_config
 from weight_oracle.oracle.tokenizer import BOS, EOS, PAD, SPECIALS, Codec, vocabulary
+from weight_oracle.truth.domain import default_names
 from weight_oracle.weights.encoder import EncoderConfig
 from weight_oracle.zoo.store import Zoo, open_zoo
 
@@ -193,7 +194,9 @@ def new_oracle(config: TrainConfig, zoos: Sequence[Zoo], codec: Codec, start: Or
     if start is not None:
         low, high = zip(reads.lengths, start.settings.lengths, strict=True)
         reads = replace(reads, lengths=(min(low), max(high)))
-    model = WeightOracle(new_config(reads, settings, config.injection, config.gain))
+    names = default_names(reads.symbols, reads.answers)
+    pointer = [codec.ids[word] for word in (*names.symbols, *names.answers)] if reads.places and not reads.resampled else None
+    model = WeightOracle(new_config(reads, settings, config.injection, config.gain, pointer))
     if backbone is not None:
         model.backbone = backbone
     if config.injection == "residual" and len(model.blocks()) < LEAST_BLOCKS:
