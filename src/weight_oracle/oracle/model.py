@@ -194,7 +194,7 @@ def _which_symbol(told: Float[Tensor, "B S D"], hints: Bool[Tensor, "B S D"], pl
 
 
 class _Pointer(nn.Module):
-    """How well each named weight token fits what is to be said next, added to the logit of its word (pointer networks, arXiv 1506.03134)."""
+    """How well each named weight token fits what is to be said next, for the logit of its word (pointer networks, arXiv 1506.03134)."""
 
     def __init__(self, width: int, words: list[int]):
         super().__init__()
