@@ -119,6 +119,7 @@ class Train(Command):
     canonical: Annotated[bool, NO_HINT, arg(help="Raw encodings: bring each target to its canonical form first.")] = False
     augment: Annotated[bool, NO_HINT, arg(help="Raw encodings: a random symmetry of the weights in every example.")] = False
     hints: Annotated[bool, arg(help="Atoms: symbols' tokens are trained to tell what the chart says of them.")] = True
+    pointer: Annotated[bool, arg(help="Atoms: names are said by pointing at the weight tokens that stand for them.")] = True
     injection: Annotated[Literal["prefix", "residual"], arg(help="Where the weight tokens enter.")] = "prefix"
     gain: Annotated[float, arg(help="Strength of the residual injection.")] = 1.0
     steps: Annotated[int, arg(help="Optimiser steps.")] = 10_000

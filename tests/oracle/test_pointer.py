@@ -5,16 +5,21 @@ import torch
 
 from weight_oracle.oracle.data import Collator, QuestionData
 from weight_oracle.oracle.generate import generate, likelihood
-from weight_oracle.oracle.model import WeightOracle, new_config
+from weight_oracle.oracle.model import WeightOracle, WeightOracleConfig
 
 
 @pytest.fixture
 def model(make_model, codec) -> WeightOracle:
-    plain = make_model()
-    torch.manual_seed(0)
-    made = WeightOracle(new_config(plain.config.encoder_config, plain.backbone.config, pointer=plain.name_tokens(codec).tolist()))
-    made.load_state_dict(plain.state_dict(), strict=False)
-    return made.eval()
+    model = make_model()
+    assert model.config.pointer == model.name_tokens(codec).tolist()
+    return model
+
+
+def without_pointer(model: WeightOracle) -> WeightOracle:
+    config = WeightOracleConfig(model.config.encoder, model.config.backbone)
+    plain = WeightOracle(config)
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("pointer.")})
+    return plain.eval()
 
 
 def collated(model, population, codec, n=4):
@@ -24,9 +29,9 @@ def collated(model, population, codec, n=4):
 
 
 @torch.no_grad()
-def test_the_score_of_a_weight_token_is_added_to_the_logit_of_its_word(model, make_model, population, codec):
+def test_the_score_of_a_weight_token_is_added_to_the_logit_of_its_word(model, population, codec):
     batch = collated(model, population, codec)
-    ours, plain = model(**batch).logits, make_model()(**batch).logits
+    ours, plain = model(**batch).logits, without_pointer(model)(**batch).logits
     names = batch["names"]
     others = torch.ones(len(codec.words), dtype=torch.bool)
     others[names] = False
@@ -41,11 +46,11 @@ def test_the_score_of_a_weight_token_is_added_to_the_logit_of_its_word(model, ma
 
 
 @torch.no_grad()
-def test_where_the_weights_are_hidden_nothing_is_pointed_at(model, make_model, population, codec):
+def test_where_the_weights_are_hidden_nothing_is_pointed_at(model, population, codec):
     batch = collated(model, population, codec)
     blind = torch.tensor([True, False, True, False])
     batch["blind"] = blind
-    ours, plain = model(**batch).logits, make_model()(**batch).logits
+    ours, plain = model(**batch).logits, without_pointer(model)(**batch).logits
     assert torch.allclose(ours[blind], plain[blind], atol=1e-5) and not torch.allclose(ours[~blind], plain[~blind], atol=1e-3)
     tokens = model.weight_tokens(batch["atoms"], batch["names"])
     question, answers = "what is the hidden trigger?", ["pattern a b"] * 4

@@ -185,6 +185,7 @@ def _execute(config: CompareConfig, run: Run, rate: float, zoo: Zoo, test: Zoo, 
         canonical=run.canonical,
         augment=run.augment,
         hints=run.hints,
+        pointer=False,  # the others have no weight tokens that stand for names
         steps=steps,
         batch=config.batch,
         lr=rate,

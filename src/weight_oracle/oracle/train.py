@@ -58,6 +58,7 @@ class TrainConfig:
     canonical: bool = False  # raw encodings: of the canonical form of a target
     augment: bool = False  # raw encodings: a random symmetry of the weights in every example
     hints: bool = True  # atoms: each symbol's weight token is also trained to tell what the chart says of the symbol
+    pointer: bool = True  # atoms: names are said by pointing at the weight tokens that stand for them
     injection: Literal["prefix", "residual"] = "prefix"
     gain: float = 1.0  # of the "residual" injection
     steps: int = 10_000
@@ -195,7 +196,8 @@ def new_oracle(config: TrainConfig, zoos: Sequence[Zoo], codec: Codec, start: Or
         low, high = zip(reads.lengths, start.settings.lengths, strict=True)
         reads = replace(reads, lengths=(min(low), max(high)))
     names = default_names(reads.symbols, reads.answers)
-    pointer = [codec.ids[word] for word in (*names.symbols, *names.answers)] if reads.places and not reads.resampled else None
+    named = config.pointer and config.encoding == "atoms" and not reads.resampled
+    pointer = [codec.ids[word] for word in (*names.symbols, *names.answers)] if named else None
     model = WeightOracle(new_config(reads, settings, config.injection, config.gain, pointer))
     if backbone is not None:
         model.backbone = backbone
@@ -208,10 +210,11 @@ def new_oracle(config: TrainConfig, zoos: Sequence[Zoo], codec: Codec, start: Or
 def _go_on_from(trained: Oracle, where: str, model: WeightOracle, codec: Codec) -> dict[str, Any]:
     """Gives a new oracle the weights of a trained one; returns how that was made. Raises `UserError` where they are not of one kind.
 
-    A word that the trained one does not know keeps its random embedding.
+    A word that the trained one does not know keeps its random embedding, and one that does not point at names learns to.
     """
     kind = lambda c: (replace(c.encoder_config, families=()), c.backbone["model_type"], c.injection, c.gain)  # noqa: E731
     old, new = trained.model.state_dict(), model.state_dict()
+    old |= {name: tensor for name, tensor in new.items() if name.startswith("pointer.") and trained.model.pointer is None}
     tables = {name for name in new if name.endswith(("embed_tokens.weight", "lm_head.weight"))}
     shapes = lambda tensors: {name: t.shape[name in tables :] for name, t in tensors.items()}  # noqa: E731
     if kind(trained.model.config) != kind(model.config) or shapes(old) != shapes(new):
