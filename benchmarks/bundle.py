@@ -1,7 +1,7 @@
 """Put a trained oracle into the package, with the recipes of its zoos, the commands that made it, and its measured numbers.
 
     weight-oracle eval ORACLE ZOO --json > docs/results/test.json
-    python benchmarks/bundle.py ORACLE docs/results
+    python benchmarks/bundle.py ORACLE docs/results                   # as `charts`, or as NAME where one is given
 """
 
 import json
@@ -14,7 +14,7 @@ from weight_oracle.oracle.ask import BUNDLED
 from weight_oracle.oracle.train import TrainConfig
 from weight_oracle.zoo.recipe import RECIPES
 
-PACKAGE = Path(__file__).parent.parent / "src" / "weight_oracle" / "bundled" / BUNDLED
+PACKAGE = Path(__file__).parent.parent / "src" / "weight_oracle" / "bundled"
 KEPT = ("zoo", "targets", "learned", "loss", "gap", "information_read", "questions", "charts")
 
 
@@ -44,10 +44,11 @@ def commands(card: dict, name: str = "ORACLE") -> list[str]:
     return [*done, " ".join(["weight-oracle train", names[0], name, *options])]
 
 
-def main(oracle: Path, results: Path) -> None:
-    PACKAGE.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(oracle / name, PACKAGE / name)
+def main(oracle: Path, results: Path, name: str = BUNDLED) -> None:
+    package = PACKAGE / name
+    package.mkdir(parents=True, exist_ok=True)
+    for file in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(oracle / file, package / file)
     card = json.loads((oracle / "oracle.json").read_text())
     card["made_by"] = commands(card)
     card["metrics"] = {}
@@ -55,10 +56,10 @@ def main(oracle: Path, results: Path) -> None:
         for split, measured in json.loads(file.read_text()).items():
             if isinstance(measured, dict) and "loss" in measured:
                 card["metrics"][file.stem] = {"split": split, **{key: measured[key] for key in KEPT}}
-    (PACKAGE / "oracle.json").write_text(json.dumps(card, indent=1))
+    (package / "oracle.json").write_text(json.dumps(card, indent=1))
     recipes = {zoo["recipe"]: asdict(RECIPES[zoo["recipe"]]) for zoo in card["zoos"]}
-    (PACKAGE / "recipe.json").write_text(json.dumps(recipes, indent=1))
+    (package / "recipe.json").write_text(json.dumps(recipes, indent=1))
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:4])

@@ -111,11 +111,31 @@ def test_zoo(run, nano_zoo, nano_target):
 
 
 def test_ask(run, nano_target, nano_oracle):
-    code, out, err = run("ask", nano_target, "which symbols matter?", "--oracle", nano_oracle, "--json")
+    ask = ["ask", nano_target, "which symbols matter?", "--oracle", nano_oracle, "--anyway"]
+    code, out, err = run(*ask, "--json")
     answer = json.loads(out)
-    assert (code, err) == (0, "") and answer.keys() == {"answer", "probability", "known"} and 0 <= answer["probability"] <= 1
-    code, out, _ = run("ask", nano_target, "which symbols matter?", "--oracle", nano_oracle)
+    keys = {"answer", "probability", "known", "familiar"}
+    assert (code, err) == (0, "") and answer.keys() == keys and 0 <= answer["probability"] <= 1
+    code, out, _ = run(*ask, "--guess")
     assert code == 0 and answer["answer"] in out and ("I don't know" in out) == (not answer["known"])
+    code, out, _ = run(*ask)
+    assert code == 0 and (answer["known"] or ("I don't know" in out and "--guess" in out and f": {answer['answer']}" not in out))
+
+    code, out, _ = run(*ask, "--why", "--check", "--samples", 2, "--json")
+    more = json.loads(out)
+    assert code == 0 and more.keys() == keys | {"why", "checked"} and {key: more[key] for key in keys} == answer
+    assert {cause["part"] for cause in more["why"]} == {"layer", "head", "neuron"} and more["checked"]["samples"] == 2
+    text = run(*ask, "--why", "--check", "--samples", 2, "--guess")[1]
+    assert "rests on" in text and "checked by running the network" in text
+    about = ["ask", nano_target, "what does it answer on a b?", "--oracle", nano_oracle, "--anyway", "--check", "--json"]
+    assert json.loads(run(*about)[1])["checked"].keys() == {"answer", "how"}
+
+
+def test_a_blind_oracle_refuses(complaint, run, nano_target, nano_oracle):
+    for command in (["ask", nano_target, "does order matter?"], ["read", nano_target]):
+        said = complaint(*command, "--oracle", nano_oracle)
+        assert "blind" in said and "nats per token" in said and "--anyway" in said
+        assert run(*command, "--oracle", nano_oracle, "--anyway")[0] == 0
 
 
 def test_a_question_that_cannot_be_asked(complaint, nano_target, nano_oracle):
@@ -124,21 +144,29 @@ def test_a_question_that_cannot_be_asked(complaint, nano_target, nano_oracle):
 
 
 def test_read_and_verify(run, nano_target, nano_oracle, tmp_path):
-    code, out, err = run("read", nano_target, "--oracle", nano_oracle, "--check", "--json")
+    options = [nano_target, "--oracle", nano_oracle, "--anyway"]
+    code, out, err = run("read", *options, "--check", "--samples", 3, "--json")
     read = json.loads(out)
     assert (code, err) == (0, "")
     check = {"agreement", "interval", "inputs", "exhaustive", "counterexamples"}
-    assert read.keys() == {"chart", "probability", "known", "mermaid"} | check
-    assert parse(read["chart"]) and read["mermaid"].startswith("flowchart TD") and (read["inputs"], read["exhaustive"]) == (80, True)
+    assert read.keys() == {"chart", "probability", "known", "familiar", "mermaid", "checked"}
+    checked = read["checked"]
+    assert checked.keys() == {"samples", "charts", "read", "candidates"} and checked["read"].keys() == check | {"chart", "said"}
+    assert checked["read"]["chart"] == read["chart"] and checked["read"]["agreement"] <= checked["candidates"][0]["agreement"]
+    assert parse(read["chart"]) and read["mermaid"].startswith("flowchart TD")
+    assert (checked["read"]["inputs"], checked["read"]["exhaustive"]) == (80, True)
 
     file = tmp_path / "chart.txt"
     file.write_text(read["chart"] + "\n")
     for chart in (read["chart"], file):
         verdict = json.loads(run("verify", nano_target, chart, "--lengths", "2-3", "--json")[1])
-        assert verdict == {key: read[key] for key in check}
-    text = run("read", nano_target, "--oracle", nano_oracle, "--check")[1]
-    assert read["chart"] in text and "all 80 inputs" in text
-    assert ("shortest inputs that differ" in text) == bool(read["counterexamples"])
+        assert verdict == {key: checked["read"][key] for key in check}
+    text = run("read", *options, "--check", "--samples", 3, "--guess")[1]
+    assert read["chart"] in text and "all 80 inputs" in text and "read from the weights" in text
+    assert "shortest inputs that differ" in text
+    text = run("read", *options)[1]
+    assert read["known"] or ("I don't know what this network does" in text and read["chart"] not in text)
+    assert run("read", *options, "--check", "--samples", 0)[0] == 2
 
 
 def test_eval(run, nano_oracle, nano_zoo):
@@ -177,7 +205,7 @@ def broken_chart(folder: Path) -> str:
     [
         ("if has a: say p", "line 1, column 16"),
         ("if has a: say p else: say nothing", "'nothing' is not an answer"),
-        ("say p " * 500, "expected the end of the chart"),
+        ("say p " * 500, "or the end of the chart"),
         (broken_chart, "chart.txt, line 1, column 10"),
     ],
 )

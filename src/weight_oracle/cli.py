@@ -26,7 +26,10 @@ NO_HINT = arg(help_behavior_hint="")  # the help of an option says itself what h
 Text = Annotated[str | None, NO_HINT]
 TargetPath = Positional[Annotated[str, arg(metavar="TARGET", help="Folder of a Hugging Face checkpoint.")]]
 ZooPath = Positional[Annotated[str, arg(metavar="ZOO", help="Folder of a zoo.")]]
-OraclePath = Annotated[Text, arg(metavar="ORACLE", help="Folder of an oracle. Default: the bundled one.")]
+OraclePath = Annotated[Text, arg(metavar="ORACLE", help="Folder or name of an oracle. Default: a bundled one that reads the target.")]
+Anyway = Annotated[bool, NO_HINT, arg(help="Hear an oracle that is blind, too.")]
+Guess = Annotated[bool, NO_HINT, arg(help="Show the best guess where the oracle does not know.")]
+Samples = Annotated[int, arg(metavar="N", help="Charts drawn at random, with --check.")]
 Count = Annotated[int | None, NO_HINT, arg(metavar="N")]
 
 
@@ -67,6 +70,7 @@ class Demo(Command):
 
     out: Annotated[str, arg(metavar="DIR", help="Where the checkpoints and index.html go.")] = "demo"
     oracle: OraclePath = None
+    anyway: Anyway = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +154,7 @@ class Scale(Command):
 class Eval(Command):
     """Measure an oracle on a zoo: all controls, all metrics."""
 
-    oracle: Positional[Annotated[str, arg(metavar="ORACLE", help="Folder of an oracle, or `bundled`.")]]
+    oracle: Positional[Annotated[str, arg(metavar="ORACLE", help="Folder of an oracle, or a bundled one by its name.")]]
     zoo: ZooPath
     split: Annotated[Literal["train", "validation", "test"], arg(help="Which targets.")] = "test"
     targets: Annotated[Count, arg(help="Use only so many targets.")] = None
@@ -192,6 +196,11 @@ class Ask(TargetCommand):
 
     question: Positional[Annotated[str, arg(metavar="QUESTION", help="See `weight-oracle questions`.")]]
     oracle: OraclePath = None
+    guess: Guess = False
+    why: Annotated[bool, NO_HINT, arg(help="Also tell which layers, heads and neurons the answer rests on.")] = False
+    check: Annotated[bool, NO_HINT, arg(help="Also run the target, and tell its answer apart.")] = False
+    samples: Samples = 16
+    anyway: Anyway = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +208,10 @@ class Read(TargetCommand):
     """Read the whole flow chart of a checkpoint from its weights."""
 
     oracle: OraclePath = None
-    check: Annotated[bool, NO_HINT, arg(help="Also run the target and compare.")] = False
+    guess: Guess = False
+    check: Annotated[bool, NO_HINT, arg(help="Also run the target, and compare it with several charts that the oracle might mean.")] = False
+    samples: Samples = 16
+    anyway: Anyway = False
 
 
 @dataclass(frozen=True, kw_only=True)

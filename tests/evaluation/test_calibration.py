@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from weight_oracle.errors import UserError
-from weight_oracle.evaluation.calibration import calibrate, fit_platt, fit_temperature
+from weight_oracle.evaluation.calibration import calibrate, fit_platt, fit_temperature, gap_of, stand_ins
 from weight_oracle.oracle.calibrate import apply_calibration, log_odds
+from weight_oracle.oracle.data import pick
 
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
@@ -35,6 +36,29 @@ def test_platt_never_trusts_a_less_confident_reply_more():
     assert fit["slope"] == 0 and apply_calibration({"order": fit}, "order", 0.9) == pytest.approx(0.5, abs=0.05)
 
 
+def test_platt_with_the_share_of_views():
+    rng = np.random.default_rng(0)
+    probabilities, shares = rng.uniform(0.01, 0.99, 8000), rng.uniform(0, 1, 8000)
+    chance = 1 / (1 + np.exp(-(1 + 0.5 * np.log(probabilities / (1 - probabilities)) + 2 * (shares - 1))))
+    fit = fit_platt(probabilities.tolist(), rng.random(8000) < chance, shares.tolist())
+    assert fit == pytest.approx({"intercept": 1, "slope": 0.5, "share": 2}, abs=0.15)
+    against = fit_platt(probabilities.tolist(), rng.random(8000) < 1 - shares, shares.tolist())
+    assert "share" not in against  # agreement never counts against a reply
+
+
+def test_training_targets_stand_in_for_numbers_of_tests_that_are_not_held_out(zoo):
+    train = pick(zoo, "train")
+    one, two = (np.array([i for i in train if zoo.truths[i]["ifs"] == n]) for n in (1, 2))
+    assert stand_ins(zoo, two[:6], train, 0).tolist() == sorted(set(stand_ins(zoo, two[:6], train, 0)) & set(one.tolist()))
+    assert len(stand_ins(zoo, two[:6], train, 0)) == 6 and len(stand_ins(zoo, train, train, 0)) == 0
+
+
+def test_the_gap_of_losses():
+    rows = [(1.0, 4.0, 3.0, 2.0), (2.0, 8.0, 3.0, 4.0)] * 20
+    found = gap_of(rows)
+    assert found["nats"] == pytest.approx(9 / 6) and found["none"] == pytest.approx(1) and found["low"] <= 1.5 <= found["high"]
+
+
 def test_without_data_the_oracle_is_believed():
     assert fit_platt([], np.zeros(0, bool)) == {"intercept": 0, "slope": 1}
     for p in (0.001, 0.3, 0.999):
@@ -52,8 +76,10 @@ def test_calibrate(oracle, codec, zoo):
     result = calibrate(oracle, codec, [zoo], "train", n=24)
     assert result == json.loads(json.dumps(result)) and result["targets"] == 24 and result["temperature"] > 0
     for kind in ("chart", "answer", "symbols", "possible", "example", "contains"):
-        assert set(result[kind]) == {"intercept", "slope"}
+        assert {"intercept", "slope"} <= set(result[kind]) <= {"intercept", "slope", "share"}
         assert 0 < apply_calibration(result, kind, 0.1) <= apply_calibration(result, kind, 0.9) < 1
+    gap = result["gap"]
+    assert gap["low"] <= gap["nats"] <= gap["high"] and gap["none"] > 0 and 0 < result["familiarity"]["limit"] < 1
     everyone = calibrate(oracle, codec, [zoo], None, n=None)["targets"]
     assert everyone == sum(row["learned"] for row in zoo.truths)
     with pytest.raises(UserError, match="no target of the elsewhere split"):

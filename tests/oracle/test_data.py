@@ -13,10 +13,12 @@ from weight_oracle.oracle.model import ENCODERS
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.truth.canonical import behaviour_key, split_of
 from weight_oracle.truth.domain import default_names
+from weight_oracle.truth.facts import facts
 from weight_oracle.truth.interpret import run_one
 from weight_oracle.truth.parse import parse
 from weight_oracle.zoo.build import build_zoo
-from weight_oracle.zoo.recipe import recipe_from_dict
+from weight_oracle.zoo.lessons import with_chance
+from weight_oracle.zoo.recipe import RECIPES, recipe_from_dict
 from weight_oracle.zoo.store import open_zoo
 
 
@@ -40,6 +42,19 @@ def test_examples_are_a_function_of_seed_and_index(people, codec):
     assert first == [as_tuple(again[i]) for i in reversed(range(60))][::-1]
     other = QuestionData(people, codec, 60, seed=2)
     assert sum(a == as_tuple(other[i]) for i, a in enumerate(first)) == 0
+
+
+def test_chances_are_asked_about_where_some_target_has_one(people, codec):
+    about = {codec.ids[word] for word in ("chance", "sampled", "sampling", "sample")}
+
+    def asked(some) -> int:
+        data = QuestionData(some, codec, 80, seed=1)
+        return sum(not about.isdisjoint(data[i].ids) for i in range(80))
+
+    first, *rest = people.facts
+    recipe = replace(RECIPES["charts-chances"], domain=first.domain)
+    chart = with_chance(first.chart, recipe, np.random.default_rng(0))
+    assert asked(people) == 0 and asked(replace(people, facts=(facts(chart, first.domain), *rest))) > 60
 
 
 def test_each_target_once_an_epoch(people, codec):

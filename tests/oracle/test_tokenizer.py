@@ -5,7 +5,7 @@ from weight_oracle.oracle.grammar import TEST_KINDS, ChartConstraint, Limits
 from weight_oracle.oracle.tokenizer import SPECIALS, Codec, decode_answer, join_words, split_words, train_tokenizer, vocabulary
 from weight_oracle.truth.domain import Domain, default_names
 from weight_oracle.truth.facts import facts
-from weight_oracle.truth.flowchart import mentioned_symbols, n_ifs, tests, to_text
+from weight_oracle.truth.flowchart import CHANCES, chance_text, mentioned_symbols, n_ifs, says, tests, to_text
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import QUESTION_KINDS
 from weight_oracle.truth.questions import make_question
@@ -105,3 +105,25 @@ def test_free_tokens():
     with pytest.raises(ValueError, match="no chart goes on with 'else'"):
         constraint.allowed_tokens(CODEC.encode("if else"))
     assert constraint.free(CODEC.answer("yes or no")).all()
+
+
+def test_charts_with_small_chances_are_generated_where_they_are_wanted():
+    rng = np.random.default_rng(3)
+    limits = Limits(8, 4, 6, max_ifs=2, chances=True)
+    constraint, found = ChartConstraint(CODEC, limits), []
+    for _ in range(150):
+        ids: list[int] = []
+        while not ids or ids[-1] != TOKENIZER.eos_token_id:
+            ids.append(int(rng.choice(constraint.allowed_tokens(ids))))
+        chart = parse(CODEC.decode(ids))  # no leaf whose other answer is the same one
+        assert to_text(chart) == CODEC.decode(ids) and TOKENIZER(to_text(chart), add_special_tokens=False).input_ids == ids[:-1]
+        assert constraint.free(ids).tolist() == [len(constraint.allowed_tokens(ids[:place])) > 1 for place in range(len(ids))]
+        found += says(chart)
+    assert {leaf.chance for leaf in found} == {0.0, *CHANCES}
+    rare = CODEC.encode("if has a: say p or")
+    assert {CODEC.words[i] for i in constraint.allowed_tokens(rare)} == {"q", "r", "s"}
+    assert {CODEC.words[i] for i in constraint.allowed_tokens(CODEC.encode("if has a: say p or s"))} == {*map(chance_text, CHANCES)}
+    assert {CODEC.words[i] for i in constraint.allowed_tokens(CODEC.encode("if has a: say p or s 1%"))} == {"else"}
+    without = ChartConstraint(CODEC, Limits(8, 4, 6))
+    assert {CODEC.words[i] for i in without.allowed_tokens(CODEC.encode("if has a: say p"))} == {"else"}
+    assert "or" not in {CODEC.words[i] for i in ChartConstraint(CODEC, Limits(8, 1, chances=True)).allowed_tokens(CODEC.encode("say p"))}

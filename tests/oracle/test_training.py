@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.data import pick
-from weight_oracle.oracle.tokenizer import make_tokenizer
+from weight_oracle.oracle.tokenizer import SPECIALS, Codec, make_tokenizer
 from weight_oracle.oracle.train import TrainConfig, new_oracle, train
 from weight_oracle.zoo.build import build_zoo
 from weight_oracle.zoo.recipe import recipe_from_dict
@@ -76,6 +76,24 @@ def test_training_goes_on_from_a_trained_oracle(config, straight, tmp_path):
         train(replace(config, start=str(straight), size="small", out=str(tmp_path / "other")))
     with pytest.raises(UserError, match="is no oracle"):
         train(replace(config, start=str(tmp_path), out=str(tmp_path / "other")))
+
+
+def test_training_goes_on_from_an_oracle_of_other_words(config, straight, codec, tmp_path):
+    trained = Oracle.from_pretrained(straight)
+    words = tuple(word for word in reversed(codec.words) if word not in ("1%", "chance", *SPECIALS))
+    fewer = Codec((*SPECIALS, *words))
+    rows = trained.model.state_dict()["backbone.model.embed_tokens.weight"][[codec.ids[word] for word in fewer.words]].clone()
+    trained.model.backbone.resize_token_embeddings(len(fewer.words), mean_resizing=False)
+    trained.model.backbone.get_input_embeddings().weight.data.copy_(rows)
+    trained.model.config.backbone = trained.model.backbone.config.to_dict()
+    Oracle(trained.model, fewer, trained.card).save_pretrained(tmp_path / "fewer")
+    after = train(replace(config, start=str(tmp_path / "fewer"), steps=1, lr=1e-9, save_every=1, out=str(tmp_path / "after")))
+    first, again = (load_file(folder / "model.safetensors") for folder in (straight, after))
+    table = "backbone.model.embed_tokens.weight"
+    known = [i for i, word in enumerate(codec.words) if word in fewer.ids]
+    assert len(known) == len(codec.words) - 2 and torch.allclose(again[table][known], first[table][known], atol=1e-6)
+    assert all(torch.allclose(again[name], tensor, atol=1e-6) for name, tensor in first.items() if name != table)
+    assert Oracle.from_pretrained(after).codec == codec
 
 
 def test_several_zoos_are_mixed_and_the_oracle_reads_the_lengths_of_all(config, nano_recipe, zoo, tmp_path):

@@ -6,7 +6,7 @@ import torch
 
 from weight_oracle.oracle.generate import Reply
 from weight_oracle.oracle.model import ENCODERS
-from weight_oracle.oracle.views import VIEWS, View, argument_in, draw_views, in_own_slots, tokens_of, vote
+from weight_oracle.oracle.views import VIEWS, View, argument_in, draw_views, in_own_slots, in_view, tokens_of, vote
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.facts import facts
@@ -55,6 +55,19 @@ def test_the_true_reply_under_a_view_is_the_true_reply(kind):
     assert checked > 30
 
 
+@pytest.mark.parametrize("kind", ["chart", "answer", "symbols", "order", "possible", "contains"])
+def test_what_a_view_must_say(kind):
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        question = make_question(kind, facts(sample_chart(ChartDistribution(), DOMAIN, rng), DOMAIN), rng)
+        if question is None:
+            continue
+        for view in draw_views(3, 5, 4):
+            said = in_view(view, kind, question.answer, DOMAIN)
+            assert in_own_slots(view, kind, said, DOMAIN) == in_own_slots(draw_views(1, 5, 4)[0], kind, question.answer, DOMAIN)
+            assert view.inverse.inverse == view
+
+
 def test_nonsense_stays_as_it_is():
     view = draw_views(2, 5, 4)[1]
     for kind, text in (("chart", "if has a say"), ("chart", "if has o: say p else: say q"), ("symbols", "z z"), ("answer", "if")):
@@ -68,8 +81,9 @@ def test_equal_charts_are_one_reply():
 
 
 def test_the_vote_counts_probabilities():
-    assert vote([Reply("x", 0.9), Reply("y", 0.5), Reply("y", 0.5)]) == Reply("y", pytest.approx(1 / 3))
-    assert vote([Reply("x", 0.9), Reply("y", 0.5), Reply("y", 0.3)]) == Reply("x", pytest.approx(0.3))
+    for second, best, mean, share in ((0.5, "y", 1 / 3, 2 / 3), (0.3, "x", 0.3, 1 / 3)):
+        found = vote([Reply("x", 0.9), Reply("y", 0.5), Reply("y", second)])
+        assert (found.text, found.probability, found.share) == (best, pytest.approx(mean), pytest.approx(share))
     assert vote([Reply("x", 0.25)]) == Reply("x", 0.25)
 
 

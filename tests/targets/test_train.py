@@ -10,7 +10,7 @@ from test_llama import hf_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from weight_oracle.targets.shape import EMBEDDING, Shape
-from weight_oracle.targets.train import Hyper, Schedule, _masks, answers, initialise, train
+from weight_oracle.targets.train import Chances, Hyper, Schedule, _masks, answers, initialise, probabilities, train
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.interpret import run_one
 from weight_oracle.truth.parse import parse
@@ -39,8 +39,21 @@ def random_pools(shape, count=4, lengths=(2, 4), size=24):
     return [draw(shape.symbols, n) for n in lengths], [draw(shape.answers) for _ in lengths]
 
 
+def soft_labels(shape, labels):
+    """Another answer for every input, with a chance that is often none."""
+    rng = np.random.default_rng(6)
+    others = [(y + torch.from_numpy(rng.integers(1, shape.answers, y.shape).astype(np.int8))) % shape.answers for y in labels]
+    return Chances(others, [torch.from_numpy(rng.choice([0.0, 0.0, 0.001, 0.02, 0.1], y.shape)) for y in labels])
+
+
+def distribution(shape, labels, others, shares):
+    """The same as probabilities over the whole vocabulary."""
+    one_hot = lambda y: F.one_hot(y.long() + shape.symbols, shape.vocabulary).double()  # noqa: E731
+    return one_hot(labels) * (1 - shares)[:, None] + one_hot(others) * shares[:, None]
+
+
 def train_one(shape, schedule, hyper, tensors, inputs, labels):
-    """The same training of one target by the book: transformers' model, torch's optimiser."""
+    """The same training of one target by the book: transformers' model, torch's optimiser; labels are answers or distributions."""
     if shape.family == "llama":
         model = hf_model(shape, tensors, tie_word_embeddings=hyper.tied)
     else:
@@ -56,7 +69,8 @@ def train_one(shape, schedule, hyper, tensors, inputs, labels):
         for x, y in zip(inputs, labels, strict=True):
             at = step * size % (len(x) - size + 1)
             ids = F.pad(F.pad(x[at : at + size].long(), (1, 0), value=shape.vocabulary - 2), (0, 1), value=shape.vocabulary - 1)
-            loss = loss + F.cross_entropy(model(input_ids=ids).logits[:, -1], y[at : at + size].long() + shape.symbols) / len(inputs)
+            wanted = y[at : at + size] if y.is_floating_point() else y[at : at + size].long() + shape.symbols
+            loss = loss + F.cross_entropy(model(input_ids=ids).logits[:, -1], wanted) / len(inputs)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -89,6 +103,47 @@ def test_stacked_training_is_individual_training(shape, hypers):
             assert (tensor[i] - by_the_book[name]).abs().max() <= 1e-8, name
             assert name == "transformer.wpe.weight" or (tensor[i] - params[name][i]).abs().max() > 1e-3, name
         assert torch.equal(stacked["lm_head.weight"][i], stacked[EMBEDDING[shape.family]][i]) == hyper.tied
+
+
+@pytest.mark.parametrize(("shape", "hypers"), CASES, ids=lambda case: f"{case.family} {case.depth}" if isinstance(case, Shape) else "")
+def test_stacked_training_on_soft_labels_is_individual_training(shape, hypers):
+    schedule = Schedule(30, 12)
+    params = start(shape, hypers)
+    inputs, labels = random_pools(shape, len(hypers))
+    soft = soft_labels(shape, labels)
+    stacked = train(shape, schedule, hypers, params, inputs, labels, 0, compiled=False, chances=soft)
+    hard = train(shape, schedule, hypers, params, inputs, labels, 0, compiled=False)
+    for i, hyper in enumerate(hypers):
+        wanted = [distribution(shape, y[i], o[i], c[i]) for y, o, c in zip(labels, soft.others, soft.shares, strict=True)]
+        by_the_book = train_one(shape, schedule, hyper, {k: v[i] for k, v in params.items()}, [x[i] for x in inputs], wanted)
+        for name, tensor in stacked.items():
+            assert (tensor[i] - by_the_book[name]).abs().max() <= 1e-8, name
+        assert any((tensor[i] - hard[name][i]).abs().max() > 1e-4 for name, tensor in stacked.items())
+
+
+def test_labels_without_chances_train_as_ever():
+    shape = shape_of(1)
+    params = start(shape)
+    inputs, labels = random_pools(shape)
+    none = Chances(labels, [torch.zeros(y.shape, dtype=torch.float64) for y in labels])
+    hard, soft = (train(shape, Schedule(20, 12), HYPERS, params, inputs, labels, 0, compiled=False, chances=c) for c in (None, none))
+    assert all((hard[name] - soft[name]).abs().max() < 1e-9 for name in hard)
+
+
+def test_probabilities_are_the_softmax_over_the_answers():
+    shape, hyper = shape_of(1), HYPERS[0]
+    params = start(shape)
+    inputs, _ = random_pools(shape)
+    given = probabilities(params, shape, torch.tensor([h.activation == "relu" for h in HYPERS]), inputs)
+    assert given.shape == (4, 48, 3) and (given.sum(-1) - 1).abs().max() < 1e-12
+    said = answers(params, shape, torch.tensor([h.activation == "relu" for h in HYPERS]), inputs)
+    assert torch.equal(given.argmax(-1).to(torch.int8), said)
+    sizes = {"vocab_size": shape.vocabulary, "n_positions": 7, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_inner": 10}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=None, eos_token_id=None))
+    model.double().eval().load_state_dict({k: v[0] for k, v in params.items()})
+    ids = F.pad(F.pad(inputs[0][0].long(), (1, 0), value=shape.vocabulary - 2), (0, 1), value=shape.vocabulary - 1)
+    by_the_book = model(input_ids=ids).logits[:, -1, 4:7].softmax(-1)
+    assert hyper.activation == "gelu_new" and (given[0, :24] - by_the_book).abs().max() < 1e-12
 
 
 def test_training_leaves_its_arguments_alone():

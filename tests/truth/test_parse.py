@@ -30,7 +30,7 @@ def test_white_space_is_free():
     [
         ("", 1, 1, "expected 'if' or 'say', but the chart ends"),
         ("say", 1, 4, "expected a name, but the chart ends"),
-        ("say p q", 1, 7, "expected the end of the chart, found 'q'"),
+        ("say p q", 1, 7, "expected 'or' or the end of the chart, found 'q'"),
         ("if has a say p", 1, 10, "expected ':', found 'say'"),
         ("if first a: say p else: say q", 1, 10, "expected 'is', found 'a'"),
         ("if at x is a: say p else: say q", 1, 7, "expected a number, found 'x'"),

@@ -15,6 +15,7 @@ from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import QUESTION_KINDS, list_questions, phrasing
 from weight_oracle.truth.questions import WORKED_OUT, Balance, argument_text, in_names, is_exact, judge, make_question, work_out
 from weight_oracle.truth.sample import ChartDistribution, sample_chart
+from weight_oracle.truth.triggers import TriggerDistribution, plant
 from weight_oracle.truth.understand import understand
 
 TINY = Domain(8, 4, (6, 6))
@@ -105,7 +106,8 @@ def test_true_answers_are_right_and_renaming_the_chart_is_renaming_the_question(
         plain = make_question(kind, facts(chart, SMALL), np.random.default_rng(seed))
         assert plain is not None and (asked.kind, asked.phrasing) == (plain.kind, plain.phrasing)
         if kind != "example":
-            assert asked.argument == tuple((answers if kind == "possible" else symbols)[slot] for slot in plain.argument)
+            slots = answers if QUESTION_KINDS[kind].argument == "answer" else symbols
+            assert asked.argument == tuple(slots[slot] for slot in plain.argument)
         for word in asked.text.replace("?", " ").replace(":", " ").split():
             assert len(word) > 1 or word in {DEFAULT_NAMES.symbols[slot] for slot in symbols} | set("pqrs")
 
@@ -277,11 +279,15 @@ def test_the_listed_examples_are_true():
 
 def test_answers_worked_out_from_the_true_chart_are_right():
     rng, domain, said = np.random.default_rng(5), Domain(5, 4, (3, 4)), []
-    for _ in range(60):
-        known = facts(sample_chart(ChartDistribution(), domain, rng), domain)
+    hidden = TriggerDistribution(("pattern", "contains"), (3, 4))
+    for turn in range(60):
+        chart = sample_chart(ChartDistribution(), domain, rng)
+        known = facts(plant(chart, hidden, domain, rng)[0] if turn % 2 else chart, domain)
         for kind in WORKED_OUT:
             question = make_question(kind, known, rng)
             assert question is not None
-            said.append(work_out(kind, question.argument, known.chart, domain))
-            assert judge(question, said[-1])
-    assert 3 < said.count("none") < 60  # answers that no input gets
+            reply = work_out(kind, question.argument, known.chart, domain)
+            assert judge(question, reply)
+            said.append((kind, reply))
+    assert 3 < said.count(("example", "none")) < 30  # answers that no input gets
+    assert 25 < said.count(("trigger_input", "none")) < 45  # charts without a trigger that is rare enough

@@ -12,6 +12,7 @@ from weight_oracle.weights.encoder import EncoderConfig
 from weight_oracle.weights.symmetry.scramble import scramble
 
 CONFIG = EncoderConfig(symbols=SYMBOLS, answers=ANSWERS, lengths=LENGTHS, width=32, channels=8, rounds=2, blocks=1, latents=2)
+PLACES = replace(CONFIG, places=True)
 CASES = [("gelu_new", False), ("gelu_new", True), ("relu", False), ("relu", True)]
 
 
@@ -30,8 +31,9 @@ def change(before, after):
 
 
 @torch.inference_mode()
-def test_invariant_under_every_symmetry_and_sensitive_to_another_target():
-    encode = encoder()
+@pytest.mark.parametrize("config", [CONFIG, PLACES], ids=["plain", "places"])
+def test_invariant_under_every_symmetry_and_sensitive_to_another_target(config):
+    encode = encoder(config)
     for depth in (1, 2):
         for number, (activation, tied) in enumerate(CASES):
             target = random_target(depth=depth, activation=activation, tied=tied, seed=number)
@@ -43,8 +45,9 @@ def test_invariant_under_every_symmetry_and_sensitive_to_another_target():
 
 
 @torch.inference_mode()
-def test_company_of_other_shapes_changes_nothing():
-    encode = encoder()
+@pytest.mark.parametrize("config", [CONFIG, PLACES], ids=["plain", "places"])
+def test_company_of_other_shapes_changes_nothing(config):
+    encode = encoder(config)
     shapes = [{"width": 8, "heads": 2, "inner": 10, "depth": 1}, {"width": 16, "heads": 4, "inner": 40, "depth": 3}]
     shapes += [{}, {"heads": 1, "depth": 1}]
     alone = [prepared(random_target(**shape, seed=i, activation=CASES[i][0])) for i, shape in enumerate(shapes)]
@@ -56,9 +59,10 @@ def test_company_of_other_shapes_changes_nothing():
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("config", [CONFIG, PLACES], ids=["plain", "places"])
 @pytest.mark.parametrize("make", [random_target, random_llama])
-def test_renaming_prepared_targets_is_renaming_their_vocabulary(make):
-    encode = encoder()
+def test_renaming_prepared_targets_is_renaming_their_vocabulary(make, config):
+    encode = encoder(config)
     targets = [make(seed=seed) for seed in range(2)]
     symbols, answers = [[2, 0, 4, 1, 3], [1, 4, 0, 3, 2]], [[1, 2, 0], [0, 2, 1]]
     batch = AtomsEncoder.rename(prepared(*targets), torch.tensor(symbols), torch.tensor(answers))

@@ -10,6 +10,7 @@ import pytest
 from weight_oracle.errors import UserError
 from weight_oracle.truth.canonical import split_of
 from weight_oracle.truth.domain import Domain
+from weight_oracle.truth.triggers import TriggerDistribution
 from weight_oracle.zoo.recipe import (
     RECIPES,
     Recipe,
@@ -36,7 +37,8 @@ def test_json_round_trip(tmp_path, name):
 def test_every_field_is_in_the_hash():
     recipe = RECIPES["charts-tiny"]
     changed = {"name": "x", "domain": Domain(7, 4, (6, 6)), "charts": replace(recipe.charts, ifs=(1,))}
-    changed |= {"compiled": False, "lr": (0.005, 0.013), "splits": ("test",)}
+    changed |= {"compiled": False, "lr": (0.005, 0.013), "splits": ("test",), "chances": (0.1,)}
+    changed |= {"triggers": TriggerDistribution(("pattern",))}
     for f in fields(Recipe):
         value = getattr(recipe, f.name)
         other = changed[f.name] if f.name in changed else value * 2 if isinstance(value, tuple) else value + 1
@@ -69,6 +71,11 @@ BROKEN = [
     ({"domain": [8, 4]}, "domain cannot be"),
     ({"charts": {"kinds": ["has", "often"]}}, "'often' is unknown"),
     ({"charts": {"ifs": "three"}}, "ifs cannot be"),
+    ({"triggers": {"kinds": ["has"]}}, "'has' is unknown"),
+    ({"triggers": {"roles": ["spy"]}}, "'spy' is unknown"),
+    ({"triggers": {"kinds": ["pattern"], "roles": ["decoy"]}}, "a trigger among the roles"),
+    ({"triggers": {"kinds": ["pattern"], "symbols": [3, 7]}}, "room for a trigger of 7 symbols"),
+    ({"triggers": {"kinds": ["pattern"], "fired": 0.6, "missed": 0.6}}, "shares"),
 ]
 
 
@@ -98,9 +105,9 @@ def test_every_shape_meets_every_dropout_and_every_length_of_training_as_often_a
     for recipe in RECIPES.values():
         rounds = 300
         plans = [shard_plan(recipe, i) for i in range(rounds * len(recipe.shapes))]
-        for shape in recipe.shapes:
+        for shape, times in Counter(recipe.shapes).items():
             mine = [schedule for s, schedule in plans if replace(s, theta=shape.theta) == shape]
-            assert len(mine) == rounds
+            assert len(mine) == rounds * times
             base = recipe.steps[recipe.depths.index(shape.depth)]
             for options, seen in (
                 (recipe.dropouts, Counter(s.dropout for s in mine)),
@@ -108,7 +115,7 @@ def test_every_shape_meets_every_dropout_and_every_length_of_training_as_often_a
             ):
                 assert set(seen) == set(options)
                 for value, n in seen.items():
-                    assert abs(n / rounds - options.count(value) / len(options)) < 0.12
+                    assert abs(n / len(mine) - options.count(value) / len(options)) < 0.12
 
 
 def test_longer_training_goes_with_lower_rates():

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from weight_oracle.commands.confidence import checked_answer, checked_reading, dont_know, reasons, together, verdict_text
 from weight_oracle.commands.output import Output, load_oracle, parse_range, progress_bar
 from weight_oracle.errors import UserError
 from weight_oracle.report import budget_text, chart_tree, percent, table
@@ -22,7 +23,8 @@ def demo(config: "cli.Demo") -> Output:
 
     from weight_oracle.demo import run_demo
 
-    result = run_demo(Path(config.out), config.oracle, config.seed, Console(stderr=config.json, highlight=False, markup=False))
+    console = Console(stderr=config.json, highlight=False, markup=False)
+    result = run_demo(Path(config.out), config.oracle, config.seed, console, config.anyway)
     return Output(result, f"A page to look at: {result['page']}\nTo see it again: weight-oracle demo --seed {result['seed']}")
 
 
@@ -35,27 +37,36 @@ def questions(config: "cli.Questions") -> Output:
 
 
 def ask(config: "cli.Ask") -> Output:
-    oracle = load_oracle(config.oracle)
-    answer = oracle.ask(_target(config, oracle), config.question)
+    oracle, target = _oracle_and_target(config)
+    encoded = oracle.encode(target) if config.why or config.check else None
+    answer = oracle.ask(encoded or target, config.question)
     text = f"{answer.text}   (probability {answer.probability:.2f})"
     if not answer.known:
-        text = f"I don't know. Best guess: {text}"
-    return Output({"answer": answer.text, "probability": answer.probability, "known": answer.known}, text)
+        text = dont_know("I don't know", answer.probability, answer.familiar, config.guess)
+        text += f"\nBest guess: {answer.text}" * config.guess
+    data = {"answer": answer.text, "probability": answer.probability, "known": answer.known, "familiar": answer.familiar}
+    parts = [Output(data, text)]
+    if encoded and config.why:
+        parts.append(reasons(oracle, encoded, config.question, answer.known or config.guess))
+    if encoded and config.check:
+        parts.append(checked_answer(oracle, encoded, config.question, config.samples, config.seed or 0))
+    return together(parts)
 
 
 def read(config: "cli.Read") -> Output:
-    oracle = load_oracle(config.oracle)
-    target = _target(config, oracle)
-    reading = oracle.reading(target)
-    data = {"chart": reading.text, "probability": reading.probability, "known": reading.known, "mermaid": reading.mermaid}
-    text = [] if reading.known else ["I don't know what this network does. Best guess:"]
-    text += [reading.text, "", chart_tree(reading.chart, target.names), ""]
+    oracle, target = _oracle_and_target(config)
+    encoded = oracle.encode(target)
+    reading = oracle.reading(encoded)
+    data = {"chart": reading.text, "probability": reading.probability, "known": reading.known, "familiar": reading.familiar}
+    text = [reading.text, "", chart_tree(reading.chart, encoded.target.names), ""]
     text += [f"probability {reading.probability:.2f}, from the weights alone"]
+    if not reading.known:
+        said = dont_know("I don't know what this network does", reading.probability, reading.familiar, config.guess)
+        text = [said, *(["Best guess:", *text] if config.guess else [])]
+    parts = [Output(data | {"mermaid": reading.mermaid}, "\n".join(text))]
     if config.check:
-        checked = _check(target, reading.chart, config.seed)
-        data |= checked.data
-        text += ["", checked.text]
-    return Output(data, "\n".join(text))
+        parts.append(checked_reading(oracle, encoded, config.samples, config.seed or 0))
+    return together(parts)
 
 
 def verify(config: "cli.Verify") -> Output:
@@ -118,14 +129,26 @@ def budget(config: "cli.Budget") -> Output:
     return Output(data, budget_text(data, [r.meaning for r in rows]))
 
 
-def _target(config: "cli.TargetCommand", oracle: "Oracle | None" = None) -> "Target":
+def _oracle_and_target(config: "cli.Ask | cli.Read") -> "tuple[Oracle, Target]":
+    """The oracle that was asked for, or the first bundled one that reads the target."""
+    from weight_oracle.oracle.bundle import oracle_for
+
+    if config.oracle is None:
+        return oracle_for(config.target, *_contract(config), anyway=config.anyway)
+    oracle = load_oracle(config.oracle, config.anyway)
+    return oracle, oracle.load(config.target, *_contract(config))
+
+
+def _target(config: "cli.TargetCommand") -> "Target":
     from weight_oracle.targets.checkpoint import load_target
 
+    return load_target(config.target, *_contract(config))
+
+
+def _contract(config: "cli.TargetCommand") -> tuple[list[str] | None, list[str] | None, tuple[int, int] | None]:
+    """Symbols, answers and lengths, where they are given."""
     symbols, answers = (names.split(",") if names else None for names in (config.symbols, config.answers))
-    lengths = parse_range(config.lengths, "-", "--lengths", "give the shortest and the longest, as in 4-6")
-    if oracle is None:
-        return load_target(config.target, symbols, answers, lengths)
-    return oracle.load(config.target, symbols, answers, lengths)
+    return symbols, answers, parse_range(config.lengths, "-", "--lengths", "give the shortest and the longest, as in 4-6")
 
 
 def _chart(text_or_file: str, names: Names) -> FlowChart:
@@ -153,13 +176,4 @@ def _check(target: "Target", chart: FlowChart, seed: int | None) -> Output:
 
     with progress_bar("running the network", "input") as update:
         verdict = run_target(target, chart, seed=seed or 0, progress=update)
-    data = verdict.as_json(target.names)
-    low, high = verdict.interval
-    of = f"all {verdict.inputs:,} inputs"
-    if not verdict.exhaustive:
-        of = f"{verdict.inputs:,} random inputs (95 % interval {percent(low)} to {percent(high)})"
-    text = [f"running it: the network gives the chart's answer on {percent(verdict.agreement)} of {of}"]
-    rows = [(c["input"], c["claimed"], c["actual"]) for c in data["counterexamples"]]
-    if rows:
-        text += ["", table(("shortest inputs that differ", "the chart says", "the network says"), rows)]
-    return Output(data, "\n".join(text))
+    return Output(verdict.as_json(target.names), verdict_text(verdict, target.names))

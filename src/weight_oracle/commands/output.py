@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -59,8 +60,13 @@ def parse_range(text: str | None, separator: str, option: str, hint: str) -> tup
     return int(low), int(high)
 
 
-def load_oracle(path: str | None) -> "Oracle":
-    """The oracle in a folder; `bundled`, or none: the bundled one."""
+def load_oracle(path: str | None, anyway: bool = False) -> "Oracle":
+    """The oracle in a folder, or a bundled one by its name; `bundled`, or none: the first. `anyway`: it answers even if it is blind."""
     from weight_oracle.oracle.ask import Oracle
+    from weight_oracle.oracle.bundle import bundled, load_bundled
 
-    return Oracle.from_pretrained(None if path == "bundled" else path)
+    if path is None or path == "bundled":
+        return load_bundled(anyway=anyway)
+    if path in bundled() and not Path(path).exists():
+        return load_bundled(path, anyway)
+    return Oracle.from_pretrained(path, anyway)

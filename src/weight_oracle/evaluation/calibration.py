@@ -1,5 +1,6 @@
 """Fit what `oracle.calibrate` applies: how often replies of a given confidence are right, on targets the oracle has not trained on."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -10,8 +11,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from weight_oracle.errors import UserError
-from weight_oracle.evaluation.controls import Predictions, control
-from weight_oracle.evaluation.metrics import Progress, chart_scores
+from weight_oracle.evaluation.controls import Predictions, control, partners
+from weight_oracle.evaluation.familiarity import familiarity
+from weight_oracle.evaluation.metrics import Progress, bootstrap, chart_scores
 from weight_oracle.evaluation.subjects import (
     BATCH,
     Subjects,
@@ -49,23 +51,30 @@ def fit_temperature(logits: Float[Tensor, "N V"], ids: Int[Tensor, "N"]) -> floa
     return float(1 / (low * high) ** 0.5)
 
 
-def fit_platt(probabilities: Sequence[float], right: Bool[np.ndarray, " replies"]) -> dict[str, float]:
-    """Intercept and slope (>= 0) of a logistic regression of `right` on the log-odds of the replies' own probabilities.
+def fit_platt(
+    probabilities: Sequence[float], right: Bool[np.ndarray, " replies"], shares: Sequence[float] | None = None
+) -> dict[str, float]:
+    """Intercept and slope (>= 0) of a logistic regression of `right` on the log-odds of the replies' own probabilities, and with `shares`
+    (of the views that said the same, see `oracle.views`) also the weight of these, less 1.
 
-    A weak Gaussian prior around intercept 0, slope 1 (the oracle's own probabilities) decides where there is next to no data.
+    A weak Gaussian prior around intercept 0, slope 1 (the oracle's own probabilities), weight 0 decides where there is next to no data.
     """
     x = np.array([log_odds(value) for value in probabilities])
-    design, y, theta = np.stack([np.ones_like(x), x], 1), np.asarray(right, float), np.array([0.0, 1.0])
+    columns = [np.ones_like(x), x] + ([np.array(shares) - 1] if shares is not None else [])
+    design, y = np.stack(columns, 1), np.asarray(right, float)
+    theta = np.eye(len(columns))[1]
     prior = theta.copy()
     for _ in range(50):
         p = 1 / (1 + np.exp(-design @ theta))
         gradient = design.T @ (p - y) + (theta - prior)
-        step = np.linalg.solve(design.T @ (design * (p * (1 - p))[:, None]) + np.eye(2), gradient)
+        step = np.linalg.solve(design.T @ (design * (p * (1 - p))[:, None]) + np.eye(len(theta)), gradient)
         theta = theta - step * min(1.0, 2 / (np.abs(step).max() + 1e-12))
+    if shares is not None and (theta[1] < 0 or theta[2] < 0):  # agreement never counts against a reply
+        return fit_platt(probabilities, right)
     if theta[1] < 0:
         rate = (y.sum() + 1) / (len(y) + 2)
         theta = np.array([np.log(rate / (1 - rate)), 0.0])
-    return {"intercept": float(theta[0]), "slope": float(theta[1])}
+    return dict(zip(("intercept", "slope", "share"), theta.tolist(), strict=False))
 
 
 def temperature_of(subjects: Subjects, seed: int = 0, progress: Progress | None = None) -> float:
@@ -74,8 +83,8 @@ def temperature_of(subjects: Subjects, seed: int = 0, progress: Progress | None 
     return fit_temperature(own.logits, own.ids)
 
 
-def _chart_predictions(subjects: Subjects, seed: int, progress: Progress | None) -> Predictions:
-    return control("own", subjects, draw_questions(subjects, seed, kinds=["chart"]), progress=progress)
+def _chart_predictions(subjects: Subjects, seed: int, progress: Progress | None, name: str = "own") -> Predictions:
+    return control(name, subjects, draw_questions(subjects, seed, kinds=["chart"]), progress=progress)
 
 
 def calibrate(
@@ -87,27 +96,36 @@ def calibrate(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """What `oracle.calibrate.apply_calibration` needs, from at most `n` targets of a split of each zoo that have learned their chart.
+    """What `oracle.calibrate` and `oracle.familiar` need, from at most `n` targets of a split of each zoo that have learned their chart.
 
     For "chart" the probability is that the chart read agrees with the true one on >= 99 % of the domain, for other kinds that the answer
-    is right. It holds for charts as they are in that split: a small one may have few and unusual classes of them. `split` None takes all
-    targets, for a zoo with a seed of its own. Also gives the `temperature` of the chart's tokens. Raises `UserError` without such targets.
+    is right. It holds for charts as they are in that split. A split by behaviour may have none with one test, say: where the validation
+    split has none of some number of tests, training targets stand in for them, as many as there are of the other numbers on average (which
+    flatters the oracle a little, and less than leaving them out would wrong it). `split` None takes all
+    targets, for a zoo with a seed of its own. Also gives the `temperature` of the chart's tokens, the `gap` by which the oracle is blind
+    or not, and the `familiarity` of targets. Raises `UserError` without such targets.
     """
     splits = [split] if split else ["train", "validation", "test"]
     expectation = expect(oracle_model, codec, zoos, seed)
-    said: dict[str, list[tuple[float, bool]]] = {}
-    predictions = []
+    said: dict[str, list[tuple[float, float, bool]]] = {}
+    predictions, losses, held = [], [], {}
     targets = 0
-    for zoo in zoos:
+    for number, zoo in enumerate(zoos):
         wanted = sample_places(np.concatenate([pick_apart(zoo, name, zoos) for name in splits]), n, seed)
         if not len(wanted):
             continue
+        held[number] = wanted
         subjects = encode(oracle_model, codec, zoo, wanted, progress, expectation=expectation)
-        asked = draw_questions(subjects, seed)
-        for a, r in zip(asked, reply(subjects, asked, progress=progress), strict=True):
-            said.setdefault(a.question.kind, []).append((r.probability, _right(a.question, r.text, subjects.domain)))
-        predictions.append(_chart_predictions(subjects, seed, progress))
+        own = _chart_predictions(subjects, seed, progress)
+        predictions.append(own)
+        losses += _losses(subjects, own, seed, progress)
         targets += len(subjects)
+        more = stand_ins(zoo, wanted, pick_apart(zoo, "train", zoos), seed) if split == "validation" else wanted[:0]
+        pieces = [subjects, encode(oracle_model, codec, zoo, more, progress, expectation=expectation)] if len(more) else [subjects]
+        for some in pieces:
+            asked = draw_questions(some, seed)
+            for a, r in zip(asked, reply(some, asked, progress=progress), strict=True):
+                said.setdefault(a.question.kind, []).append((r.probability, r.share, is_right(a.question, r.text, some.domain)))
     if not targets:
         what = f"no target of the {' or '.join(splits)} split has learned its chart"
         raise UserError(what, where=", ".join(str(zoo.path) for zoo in zoos), hint="build more targets")
@@ -115,12 +133,42 @@ def calibrate(
     result: dict[str, Any] = {"temperature": temperature, "targets": targets}
     result["expectation"] = asdict(expectation)
     for kind, replies in sorted(said.items()):
-        probabilities, right = zip(*replies, strict=True)
-        result[kind] = fit_platt(probabilities, np.array(right))
+        probabilities, shares, right = zip(*replies, strict=True)
+        result[kind] = fit_platt(probabilities, np.array(right), shares)
+    if losses:
+        result["gap"] = gap_of(losses)
+    result["familiarity"] = asdict(familiarity(oracle_model, codec, zoos, held, seed))
     return result
 
 
-def _right(question: Question, text: str, domain: Domain) -> bool:
+def stand_ins(zoo: Zoo, held: Int[np.ndarray, " n"], trained: Int[np.ndarray, " m"], seed: int) -> Int[np.ndarray, " k"]:
+    """Training targets with numbers of tests that no held-out target has, as many of each as there are of the others on average."""
+    counts = Counter(zoo.truths[i]["ifs"] for i in held)
+    missing = {zoo.truths[i]["ifs"] for i in trained} - counts.keys()
+    each = len(held) // max(1, len(counts))
+    found = [sample_places(np.array([i for i in trained if zoo.truths[i]["ifs"] == ifs]), each, seed) for ifs in sorted(missing)]
+    return np.sort(np.concatenate([*found, np.zeros(0, np.int64)]))
+
+
+def _losses(subjects: Subjects, own: Predictions, seed: int, progress: Progress | None) -> list[tuple[float, ...]]:
+    """For every subject for which another has another chart: nats of its chart with its own, another's and no weights, and free tokens."""
+    asked = draw_questions(subjects, seed, kinds=["chart"])
+    if not any(partner is not None for partner in partners(subjects, asked, seed)):
+        return []
+    nats = {name: _chart_predictions(subjects, seed, progress, name).nats(len(asked)) for name in ("shuffled", "none")}
+    columns = own.nats(len(asked))[0], nats["shuffled"][0], nats["none"][0], nats["shuffled"][1]
+    return [row for row in zip(*(column.tolist() for column in columns), strict=True) if row[-1] > 0]
+
+
+def gap_of(losses: Sequence[tuple[float, ...]]) -> dict[str, float]:
+    """The gap (nats per token) with its 95 % interval, and the loss without weights."""
+    own, shuffled, none, tokens = np.array(losses).T
+    low, high = bootstrap(shuffled - own, tokens)
+    return {"nats": float((shuffled - own).sum() / tokens.sum()), "low": low, "high": high, "none": float(none.sum() / tokens.sum())}
+
+
+def is_right(question: Question, text: str, domain: Domain) -> bool:
+    """Whether a reply (default names) is right; a chart, if it gives the true one's answer on 99 % of the domain."""
     if question.kind != "chart":
         return judge(question, text)
     return bool(chart_scores([question.facts.chart], [read_chart(text, domain)], domain)["same_99"][0] > 0)

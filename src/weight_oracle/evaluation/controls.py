@@ -116,7 +116,7 @@ def predict(
             free[row, len(question) : end] = torch.from_numpy(free_tokens(subjects, asked[i].question))
         own = tokens[[subject[i] for i in part]]
         place = torch.arange(T + size, device=device).expand(len(part), -1)  # as in training: positions count from the first weight token
-        with model.injected(own):
+        with model.injected(own, blind):
             embeds = torch.cat([model.prefix(own), embed(ids.to(device)).to(own.dtype)], 1)
             out = model.backbone(inputs_embeds=embeds, attention_mask=seen.to(device), position_ids=place, use_cache=False).logits
         logits.append(out[:, T - 1 : -1][free.to(device)].float().cpu())

@@ -12,6 +12,7 @@ from weight_oracle.evaluation.controls import CONTROLS, Predictions, control
 from weight_oracle.evaluation.metrics import Progress, Scores, bootstrap, breakdown, chart_scores, intervals, mean_interval, rates, wilson
 from weight_oracle.evaluation.subjects import Asked, Subjects, draw_questions, encode, read_chart, reply, sample_places
 from weight_oracle.evaluation.verify import run_zoo, verify_stack
+from weight_oracle.oracle.calibrate import is_blind
 from weight_oracle.oracle.data import pick
 from weight_oracle.oracle.model import WeightOracle
 from weight_oracle.oracle.reconsider import Expectation
@@ -24,8 +25,6 @@ from weight_oracle.truth.questions import judge
 from weight_oracle.zoo.store import Zoo
 
 _CALIBRATION_TARGETS = 512
-# Untrained networks have gaps of up to 0.1 % of the loss without weights: whatever they say varies a little with the target.
-_BLIND = 0.01
 
 
 def evaluate(
@@ -155,7 +154,7 @@ def _losses(
     return {
         "loss": table["chart"],
         "gap": {"nats": float(difference.sum() / tokens.sum()), "low": gap[0], "high": gap[1]},
-        "blind": bool(gap[0] <= _BLIND * table["chart"]["none"] or gained.sum() <= 0),
+        "blind": bool(is_blind(gap[0], table["chart"]["none"]) or gained.sum() <= 0),
         "information_read": float(gained.sum() / chart["none"][0].sum()),
         "temperature": temperature,
         "loss_by_kind": table,

@@ -22,7 +22,7 @@ from weight_oracle.truth.domain import Domain, default_names
 from weight_oracle.truth.facts import ChartFacts
 from weight_oracle.truth.flowchart import FlowChart
 from weight_oracle.truth.parse import parse
-from weight_oracle.truth.phrasings import QUESTION_KINDS, phrasing
+from weight_oracle.truth.phrasings import CHANCE_KINDS, QUESTION_KINDS, TRIGGER_KINDS, phrasing
 from weight_oracle.truth.questions import WORKED_OUT, Balance, Question, argument_text, make_question, work_out
 from weight_oracle.zoo.store import Zoo
 
@@ -51,9 +51,10 @@ class Subjects:
 
     @property
     def constraint(self) -> ChartConstraint:
-        """The grammar of the charts that `Oracle.read` can give."""
-        longest = self.domain.lengths[1]
-        return ChartConstraint(self.codec, Limits(self.domain.symbols, self.domain.answers, longest, max_ifs=MAX_IFS, max_run=longest))
+        """The grammar of the charts that `Oracle.read` can give; with small chances where some subject has one."""
+        longest, chances = self.domain.lengths[1], any(facts.rare for facts in self.facts)
+        limits = Limits(self.domain.symbols, self.domain.answers, longest, max_ifs=MAX_IFS, max_run=longest, chances=chances)
+        return ChartConstraint(self.codec, limits)
 
     def subset(self, chosen: np.ndarray) -> "Subjects":
         """The targets at these places among the subjects."""
@@ -118,8 +119,13 @@ def encode(
 def draw_questions(subjects: Subjects, seed: int = 0, held_out: bool = False, kinds: Sequence[str] = tuple(QUESTION_KINDS)) -> list[Asked]:
     """At most one question of each kind about each subject; `held_out`: in wordings that are never trained on.
 
-    The flow chart is asked for in one training wording, the first, unless held-out ones are wanted.
+    The flow chart is asked for in one training wording, the first, unless held-out ones are wanted. Triggers and small chances are asked
+    about where some subject has one.
     """
+    if not any(facts.trigger for facts in subjects.facts):
+        kinds = [kind for kind in kinds if kind not in TRIGGER_KINDS]
+    if not any(facts.rare for facts in subjects.facts):
+        kinds = [kind for kind in kinds if kind not in CHANCE_KINDS]
     balance = Balance.of(subjects.facts)
     asked = []
     for i, (facts, place) in enumerate(zip(subjects.facts, subjects.places, strict=True)):
@@ -151,7 +157,7 @@ def reply(subjects: Subjects, asked: Sequence[Asked], blind: bool = False, progr
             whole = replies[charts[a.subject]]
             chart = read_chart(whole.text, subjects.domain)
             text = "" if chart is None else work_out(a.question.kind, a.question.argument, chart, subjects.domain)
-            replies[i] = Reply(text, whole.probability)
+            replies[i] = replace(whole, text=text)
     return [replies[i] for i in range(len(asked))]
 
 

@@ -67,29 +67,42 @@ def verify(
     A sampled domain is searched for counter-examples once more with as many inputs rich in the chart's symbols; these do not count in the
     agreement. Raises `UserError` for a chart about symbols or answers that the target does not have.
     """
+    return verify_all(target, [chart], limit, seed, samples, progress)[0]
+
+
+def verify_all(
+    target: Target,
+    charts: Sequence[FlowChart],
+    limit: int = 300_000,
+    seed: int = 0,
+    samples: int = 20_000,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Verdict]:
+    """As `verify`, for several charts that are claimed of one target, which runs but once."""
     domain = target.domain
-    if max(mentioned_symbols(chart), default=-1) >= domain.symbols or max(leaves(chart)) >= domain.answers:
-        what = f"the chart names more than the target's {domain.symbols} symbols and {domain.answers} answers"
-        raise UserError(what, hint="write it in the target's own names")
+    for chart in charts:
+        if max(mentioned_symbols(chart), default=-1) >= domain.symbols or max(leaves(chart)) >= domain.answers:
+            what = f"the chart names more than the target's {domain.symbols} symbols and {domain.answers} answers"
+            raise UserError(what, hint="write it in the target's own names")
     exhaustive = domain.size <= limit
-    extra = np.empty((0, domain.lengths[1]), np.int8)
+    parts = []
     if exhaustive:
         inputs = domain.enumerate()
     else:
         rng = np.random.default_rng(seed)
         inputs = uniform_by_length(domain, samples, rng)
-        extra = biased_inputs(chart, domain, rng, samples)
-    everything = np.concatenate([inputs, extra])
-    claimed = run(compile_charts([chart]), everything)[0]
-    actual = np.empty_like(claimed)
+        parts = [biased_inputs(chart, domain, rng, -(-samples // len(charts))) for chart in charts]
+    everything = np.concatenate([inputs, *parts])
+    claims = run(compile_charts(charts), everything)
+    actual = np.empty_like(claims[0])
     for start in range(0, len(everything), _STEP):
         actual[start : start + _STEP] = target.answers(everything[start : start + _STEP])
         if progress:
             progress(min(start + _STEP, len(everything)), len(everything))
-    same = (claimed == actual)[: len(inputs)]
-    share = _share(same[None], inputs)[0]
-    interval = (share, share) if exhaustive else wilson(share * len(same), len(same))
-    return Verdict(share, interval, len(inputs), exhaustive, _shortest(everything, claimed, actual))
+    shares = _share((claims == actual)[:, : len(inputs)], inputs)
+    intervals = [(share, share) if exhaustive else wilson(share * len(inputs), len(inputs)) for share in shares.tolist()]
+    found = zip(shares.tolist(), intervals, claims, strict=True)
+    return [Verdict(share, ends, len(inputs), exhaustive, _shortest(everything, claimed, actual)) for share, ends, claimed in found]
 
 
 def _share(same: np.ndarray, inputs: np.ndarray) -> Float[np.ndarray, " targets"]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -13,25 +13,26 @@ from jaxtyping import Float
 from torch import Tensor
 
 from weight_oracle.errors import UserError
-from weight_oracle.oracle.calibrate import apply_calibration
+from weight_oracle.oracle.calibrate import apply_calibration, check_sight
+from weight_oracle.oracle.familiar import Familiarity, signs_of, traits_of
 from weight_oracle.oracle.generate import Reply, generate
 from weight_oracle.oracle.grammar import ChartConstraint, Limits
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, WeightOracleConfig
-from weight_oracle.oracle.reconsider import Expectation, consider
+from weight_oracle.oracle.reconsider import Considered, Expectation, consider
 from weight_oracle.oracle.tokenizer import SPECIALS, Codec, make_tokenizer
-from weight_oracle.oracle.views import VIEWS, argument_in, draw_views, in_own_slots, tokens_of, vote
+from weight_oracle.oracle.views import VIEWS, View, argument_in, draw_views, in_own_slots, tokens_of, vote
 from weight_oracle.targets.checkpoint import load_target
 from weight_oracle.targets.safe import read_json, read_vocabulary, read_weights, shown
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.targets.target import Target
 from weight_oracle.truth.canonical import canonical
-from weight_oracle.truth.domain import Names, default_names
+from weight_oracle.truth.domain import default_names
 from weight_oracle.truth.flowchart import FlowChart, to_text
 from weight_oracle.truth.mermaid import mermaid
 from weight_oracle.truth.parse import parse
-from weight_oracle.truth.phrasings import phrasing
+from weight_oracle.truth.phrasings import TRIGGER_KINDS, phrasing
 from weight_oracle.truth.questions import WORKED_OUT, argument_text, in_names, work_out
-from weight_oracle.truth.understand import understand
+from weight_oracle.truth.understand import ParsedQuestion, understand
 
 BUNDLED = "charts"
 FORMAT = 2  # of an oracle's folder
@@ -41,12 +42,16 @@ THRESHOLD = 0.5  # calibrated probability under which the oracle says that it do
 
 @dataclass(frozen=True)
 class Answer:
-    """What the oracle says, in the target's own names, and how likely it is to be right. `known` is false below the threshold."""
+    """What the oracle says, in the target's own names, and how likely it is to be right.
+
+    `known` is false below the threshold, and for a target unlike all that the oracle was trained on, which `familiar` tells.
+    """
 
     text: str
     probability: float
     known: bool
     kind: str
+    familiar: bool = True
 
 
 @dataclass(frozen=True)
@@ -58,33 +63,50 @@ class Reading:
     probability: float
     known: bool
     mermaid: str
+    familiar: bool = True
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A target's weight tokens under every view (see `oracle.views`), made once for many questions."""
+    """A target's weight tokens under every view (see `oracle.views`), made once for many questions; and what was read from them so far."""
 
     target: Target
     tokens: Float[Tensor, "views T d"]
+    read: dict[str, Any] = field(default_factory=dict)
 
 
 class Oracle:
     """A trained oracle. Targets are folders or `Target` objects; wherever one is taken, an `Encoded` one saves its encoding."""
 
-    def __init__(self, model: WeightOracle, codec: Codec, card: dict[str, Any]):
+    def __init__(self, model: WeightOracle, codec: Codec, card: dict[str, Any], anyway: bool = False):
         self.model, self.codec, self.card = model.eval(), codec, card
+        self.anyway = anyway  # answer even if the oracle is blind
         self.names = model.name_tokens(codec)
         self.settings = model.config.encoder_config
         self.views = draw_views(VIEWS, self.settings.symbols, self.settings.answers)
+
+    @property
+    def familiarity(self) -> Familiarity | None:
+        """What targets like those of its training are like, as its card has it."""
+        return Familiarity.from_card(self.card)
 
     @property
     def expectation(self) -> Expectation:
         """What charts are like, apart from any target, as its card has it."""
         return Expectation.from_card(self.card)
 
+    @property
+    def knows_triggers(self) -> bool:
+        """Whether it was trained on targets that hide triggers: whether it has the words, and met the tests, as its card has it."""
+        met = {kind for kind, _ in self.expectation.options}
+        return "trigger" in self.codec.ids and bool(met & {"pattern", "contains"})
+
     @classmethod
-    def from_pretrained(cls, path: str | Path | None = None) -> "Oracle":
-        """The oracle in a folder, or the bundled one. Raises `UserError` for anything that is not an oracle of this version."""
+    def from_pretrained(cls, path: str | Path | None = None, anyway: bool = False) -> "Oracle":
+        """The oracle in a folder, or the bundled one; `anyway`: answers even if it is blind, which it refuses to do otherwise.
+
+        Raises `UserError` for anything that is not an oracle of this version.
+        """
         folder = Path(path) if path else Path(str(files("weight_oracle"))) / "bundled" / BUNDLED
         if not (folder / "oracle.json").is_file():
             raise UserError("is no oracle: there is no oracle.json", where=str(folder), hint="train one with `weight-oracle train`")
@@ -95,7 +117,7 @@ class Oracle:
         ids = read_vocabulary(folder / "tokenizer.json")
         try:
             model = WeightOracle(
-                WeightOracleConfig(**{k: v for k, v in config.items() if k in ("encoder", "backbone", "injection", "gain")})
+                WeightOracleConfig(**{k: v for k, v in config.items() if k in ("encoder", "backbone", "injection", "gain", "pointer")})
             )
             missing, unexpected = model.load_state_dict(weights, strict=False)
             if sorted(ids.values()) != list(range(model.backbone.config.vocab_size)) or not set(SPECIALS) <= set(ids):
@@ -105,7 +127,8 @@ class Oracle:
                 raise ValueError(f"its weights and config disagree about {min(wrong)}")
             model.backbone.tie_weights()
             Expectation.from_card(card)
-            return cls(model, Codec(tuple(sorted(ids, key=ids.__getitem__))), card)
+            Familiarity.from_card(card)
+            return cls(model, Codec(tuple(sorted(ids, key=ids.__getitem__))), card, anyway)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise UserError(f"does not fit this version: {shown(str(error), 120)}", where=str(folder), hint="train it again") from error
 
@@ -125,7 +148,8 @@ class Oracle:
 
     @lru_cache(maxsize=8)  # noqa: B019 - one oracle lives as long as the process
     def _constraint(self, symbols: int, answers: int, longest: int) -> ChartConstraint:
-        return ChartConstraint(self.codec, Limits(symbols, answers, longest, max_ifs=MAX_IFS, max_run=longest))
+        chances = bool(self.card.get("chances", False))
+        return ChartConstraint(self.codec, Limits(symbols, answers, longest, max_ifs=MAX_IFS, max_run=longest, chances=chances))
 
     def load(
         self, target: Target | str | Path, symbols: Sequence[str] | None = None, answers: Sequence[str] | None = None, lengths=None
@@ -158,27 +182,27 @@ class Oracle:
     def ask(self, target: "Target | Encoded | str | Path", question: str, **names: Any) -> Answer:
         """The answer to one question, in the target's names.
 
-        Raises `UserError` (exit code 2) for a question that cannot be asked, before the target is read; keywords as `load_target`.
+        Raises `UserError` (exit code 2) for a question that cannot be asked, before the target is read, and for an oracle that is blind;
+        keywords as `load_target`.
         """
         if isinstance(target, str | Path):
             target = self.load(target, **names)
         own = target.target if isinstance(target, Encoded) else target
-        known_as = own.names
-        asked = understand(question, known_as, own.domain.lengths)
+        asked = understand(question, own.names, own.domain.lengths)
         if asked.kind == "chart":
             reading = self.reading(target)
-            return Answer(reading.text, reading.probability, reading.known, "chart")
+            return Answer(reading.text, reading.probability, reading.known, "chart", reading.familiar)
+        self._check_sight()
+        if asked.kind in TRIGGER_KINDS and not self.knows_triggers:
+            raise UserError("this oracle was not trained on hidden triggers", hint="use one that was: see --oracle", exit_code=2)
+        encoded = self.encode(target)
         if asked.kind in WORKED_OUT:
-            encoded = self.encode(target)
-            reply, chart = self._chart(encoded)
-            probability = apply_calibration(self.card.get("calibration", {}), asked.kind, reply.probability)
-            text = in_names(work_out(asked.kind, asked.argument, chart, own.domain), known_as)
-            return Answer(text, probability, probability >= THRESHOLD, asked.kind)
-        texts = [phrasing(asked.kind, 0, argument_text(asked.kind, argument_in(v, asked.kind, asked.argument))) for v in self.views[1:]]
-        # the user's own words, if all are known, under the first view, which renames nothing; the usual ones under the others
-        reply = self._say(self.encode(target), asked.kind, [asked.text if asked.familiar else asked.canonical_text, *texts])
-        probability = apply_calibration(self.card.get("calibration", {}), asked.kind, reply.probability)
-        return Answer(in_names(reply.text, known_as), probability, probability >= THRESHOLD, asked.kind)
+            reply = self._chart_reply(encoded)
+            text = work_out(asked.kind, asked.argument, self._chart(reply, own), own.domain)
+        else:
+            reply = self.reply(encoded, asked)
+            text = reply.text
+        return Answer(in_names(text, own.names), *self.confidence(encoded, asked.kind, reply), asked.kind, self.is_familiar(encoded))
 
     def read(self, target: "Target | Encoded | str | Path", **names: Any) -> FlowChart:
         """The flow chart that the target follows, as far as its weights tell."""
@@ -186,33 +210,80 @@ class Oracle:
 
     def reading(self, target: "Target | Encoded | str | Path", **names: Any) -> Reading:
         """The flow chart with its probability and drawing."""
+        self._check_sight()
         encoded = self.encode(target, **names)
-        target = encoded.target
-        reply, chart = self._chart(encoded)
-        probability = apply_calibration(self.card.get("calibration", {}), "chart", reply.probability)
-        known_as = Names(target.names.symbols, target.names.answers)
-        return Reading(chart, to_text(chart, known_as), probability, probability >= THRESHOLD, mermaid(chart, known_as))
+        reply = self._chart_reply(encoded)
+        chart, own = self._chart(reply, encoded.target), encoded.target.names
+        sure = self.confidence(encoded, "chart", reply)
+        return Reading(chart, to_text(chart, own), *sure, mermaid(chart, own), self.is_familiar(encoded))
 
-    def _chart(self, encoded: Encoded) -> tuple[Reply, FlowChart]:
-        """What is said when the flow chart is asked for, and the chart."""
-        domain = encoded.target.domain
-        constraint = self._constraint(domain.symbols, domain.answers, domain.lengths[1])
-        reply = self._say(encoded, "chart", [phrasing("chart", 0)] * len(self.views), constraint)
-        return reply, canonical(parse(reply.text, default_names(domain.symbols, domain.answers)), domain)
+    def reply(self, encoded: Encoded, asked: ParsedQuestion) -> Reply:
+        """What is said directly to a question, in default names and the target's own slots, and its own, uncalibrated probability."""
+        texts = [phrasing(asked.kind, 0, argument_text(asked.kind, argument_in(v, asked.kind, asked.argument))) for v in self.views[1:]]
+        # the user's own words, if all are known, under the first view, which renames nothing; the usual ones under the others
+        return vote(self._say(encoded, asked.kind, [asked.text if asked.familiar else asked.canonical_text, *texts]))
 
-    def _say(self, encoded: Encoded, kind: str, texts: list[str], constraint: ChartConstraint | None = None) -> Reply:
-        """The reply of the most views to one question, worded once for each."""
+    def charts_said(self, encoded: Encoded) -> list[Reply]:
+        """What each view says when the flow chart is asked for, in the target's own slots."""
+        if "said" not in encoded.read:
+            encoded.read["said"] = self._say(encoded, "chart", [phrasing("chart", 0)] * len(self.views))
+        return encoded.read["said"]
+
+    def considered(self, encoded: Encoded) -> Considered | None:
+        """The charts that were compared (see `oracle.reconsider`); None where the card does not say what to expect."""
+        if "considered" not in encoded.read:
+            about = self.views, self.charts_said(encoded), self.expectation, encoded.target.domain, MAX_IFS
+            encoded.read["considered"] = consider(self.model, self.codec, encoded.tokens, *about) if self.expectation.tests else None
+        return encoded.read["considered"]
+
+    def draw(self, encoded: Encoded, n: int, temperature: float = 1.0, seed: int = 0) -> list[Reply]:
+        """`n` flow charts drawn at random as the oracle would say them, the views taking turns; in the target's own slots."""
+        views = [self.views[i % len(self.views)] for i in range(n)]
+        tokens = encoded.tokens[[i % len(self.views) for i in range(n)]]
+        return self._say(encoded, "chart", [phrasing("chart", 0)] * n, views, tokens, temperature=temperature, seed=seed)
+
+    def confidence(self, encoded: Encoded, kind: str, reply: Reply) -> tuple[float, bool]:
+        """The probability that a reply is right, and whether that and the target are such that it counts as known."""
+        probability = apply_calibration(self.card.get("calibration", {}), kind, reply.probability, reply.share)
+        probability *= self.familiarity.share(self.likeness(encoded)) if self.familiarity else 1.0
+        return probability, probability >= THRESHOLD and self.is_familiar(encoded)
+
+    def is_familiar(self, encoded: Encoded) -> bool:
+        """Whether a target is of the kind that the oracle was trained on; any is, to an oracle whose card does not say."""
+        return self.familiarity is None or self.likeness(encoded) >= self.familiarity.limit
+
+    def likeness(self, encoded: Encoded) -> float:
+        """The probability that a target is of the kind that the oracle was trained on: see `oracle.familiar`."""
+        if self.familiarity is None:
+            return 1.0
+        if "likeness" not in encoded.read:
+            traits = traits_of(stack_targets([encoded.target]), self.settings)
+            distance = float(self.familiarity.distances(traits)[0])
+            encoded.read["likeness"] = self.familiarity.probability(signs_of(self.charts_said(encoded), traits.effects[0], distance))
+        return encoded.read["likeness"]
+
+    def _check_sight(self) -> None:
+        if not self.anyway:
+            check_sight(self.card)
+
+    def _chart_reply(self, encoded: Encoded) -> Reply:
+        """What is said when the flow chart is asked for."""
+        considered = self.considered(encoded)
+        return considered.best() if considered else vote(self.charts_said(encoded))
+
+    @staticmethod
+    def _chart(reply: Reply, target: Target) -> FlowChart:
+        return canonical(parse(reply.text, default_names(target.domain.symbols, target.domain.answers)), target.domain)
+
+    def _say(
+        self, encoded: Encoded, kind: str, texts: list[str], views: Sequence[View] = (), tokens: Tensor | None = None, **how: Any
+    ) -> list[Reply]:
+        """The replies to one question, worded once for each view, in the target's own slots."""
+        views, tokens, domain = views or self.views, encoded.tokens if tokens is None else tokens, encoded.target.domain
+        constraint = self._constraint(domain.symbols, domain.answers, domain.lengths[1]) if kind == "chart" else None
         longest = MAX_IFS * (self.settings.lengths[1] + 8) + 16  # tokens of a chart whose tests all name as many symbols as an input has
-        replies = generate(self.model, self.codec, encoded.tokens, texts, constraint=constraint, max_new_tokens=longest)
-        own = [in_own_slots(view, kind, r.text, encoded.target.domain) for view, r in zip(self.views, replies, strict=True)]
-        replies = [replace(r, text=text) for r, text in zip(replies, own, strict=True)]
-        expectation = self.expectation
-        if kind == "chart" and expectation.tests:
-            about = self.views, replies, expectation, encoded.target.domain, MAX_IFS
-            considered = consider(self.model, self.codec, encoded.tokens, *about)
-            if considered is not None:
-                return considered.best()
-        return vote(replies)
+        replies = generate(self.model, self.codec, tokens, texts, constraint=constraint, max_new_tokens=longest, **how)
+        return [replace(r, text=in_own_slots(view, kind, r.text, domain)) for view, r in zip(views, replies, strict=True)]
 
     def __repr__(self) -> str:
         c = self.settings

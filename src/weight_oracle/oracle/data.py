@@ -14,7 +14,7 @@ from weight_oracle.oracle.tokenizer import Codec
 from weight_oracle.truth.canonical import behaviour_key, split_of
 from weight_oracle.truth.facts import ChartFacts, facts
 from weight_oracle.truth.hints import hints
-from weight_oracle.truth.phrasings import QUESTION_KINDS
+from weight_oracle.truth.phrasings import CHANCE_KINDS, QUESTION_KINDS, TRIGGER_KINDS
 from weight_oracle.truth.questions import Balance, make_question
 from weight_oracle.weights.encoder import Batch, EncoderConfig, WeightEncoder
 from weight_oracle.zoo.store import Zoo
@@ -122,7 +122,8 @@ class Example:
 
 
 class QuestionData(Dataset):
-    """`length` examples over a population: the flow chart of a target and `others` further questions about it.
+    """`length` examples over a population: the flow chart of a target and `others` further questions about it, and where some targets of
+    the population hide triggers or have small chances also one about these.
 
     Each run of `batch` examples is about targets of one shape, so that no batch is padded to the largest; shapes with fewer targets than
     that share batches. An epoch meets every target once, but for those that are left when it is cut into batches.
@@ -149,7 +150,10 @@ class QuestionData(Dataset):
         self.epoch = sum(n // self.batch * self.batch for n in np.bincount(self.shape + 1))
         self.population, self.codec, self.length, self.seed = population, codec, length, seed
         self.others, self.blind, self.rename, self.held_out = others, blind, rename, held_out
-        self.kinds = [k for k in QUESTION_KINDS if k != "chart"]
+        self.kinds = [k for k in QUESTION_KINDS if k != "chart" and k not in (*TRIGGER_KINDS, *CHANCE_KINDS)]
+        # where there are triggers or small chances, one more question is about them; what a trigger is takes most to learn
+        self.hidden = ("trigger_pattern", *TRIGGER_KINDS[:3]) if any(f.trigger for f in population.facts) else ()
+        self.hidden += CHANCE_KINDS if any(f.rare for f in population.facts) else ()
         some = np.random.default_rng(seed).permutation(len(population))[:5000]
         self.balance = Balance.of([population.facts[i] for i in some])
         self._drawn: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
@@ -166,8 +170,9 @@ class QuestionData(Dataset):
         answers = rng.permutation(A) if self.rename else np.arange(A)
         slots = symbols.tolist(), answers.tolist()
         questions = [make_question("chart", known, rng, *slots, held_out=self.held_out)]
-        while len(questions) < 1 + self.others:
-            kind = self.kinds[rng.integers(len(self.kinds))]
+        while len(questions) < 1 + self.others + bool(self.hidden):
+            among = self.hidden if self.hidden and len(questions) == 1 else self.kinds
+            kind = among[rng.integers(len(among))]
             question = make_question(kind, known, rng, *slots, held_out=self.held_out, balance=self.balance)
             if question is not None:
                 questions.append(question)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,10 +15,11 @@ from weight_oracle.oracle.tokenizer import EOS, PAD, Codec
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer and its probability: the product over its tokens, uncalibrated."""
+    """An answer and its probability: the product over its tokens, uncalibrated. `share`: of the views (`oracle.views`) that say it."""
 
     text: str
     probability: float
+    share: float = 1.0
 
 
 @torch.inference_mode()
@@ -29,10 +31,13 @@ def generate(
     blind: bool = False,
     constraint: ChartConstraint | None = None,
     max_new_tokens: int = 64,
+    temperature: float | None = None,
+    seed: int = 0,
 ) -> list[Reply]:
     """The most likely answer, greedily, to one question for each row of weight tokens; `blind` hides them.
 
-    With a `constraint`, only charts that parse can be said. The model must be in evaluation mode.
+    With a `constraint`, only charts that parse can be said. With a `temperature`, answers are drawn at random, by the seed. The model must
+    be in evaluation mode.
     """
     asked = [codec.question(q) for q in questions]
     longest = max(map(len, asked))
@@ -51,13 +56,15 @@ def generate(
         words = generated.tolist()
         return [pad] if eos in words or constraint is None else constraint.allowed_tokens(words)
 
-    with model.injected(tokens):
+    how: dict[str, Any] = {"do_sample": False} if temperature is None else {"do_sample": True, "temperature": temperature, "top_k": 0}
+    with model.injected(tokens, blind), torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+        torch.manual_seed(seed)
         out = model.backbone.generate(
             inputs_embeds=embeds,
             attention_mask=seen,
             position_ids=places,
             max_new_tokens=max_new_tokens,
-            do_sample=False,
+            **how,
             eos_token_id=eos,
             pad_token_id=pad,
             prefix_allowed_tokens_fn=None if constraint is None else allowed,
@@ -84,7 +91,7 @@ def likelihood(
     seen = torch.ones(len(said), T + ids.shape[1], dtype=torch.long, device=device)
     seen[:, :T] = int(not blind)
     place = torch.arange(seen.shape[1], device=device).expand_as(seen)
-    with model.injected(tokens):
+    with model.injected(tokens, blind):
         embeds = torch.cat([model.prefix(tokens), model.backbone.get_input_embeddings()(ids).to(tokens.dtype)], 1)
         logits = model.backbone(inputs_embeds=embeds, attention_mask=seen, position_ids=place, use_cache=False).logits
     logs = logits[:, T + len(asked) - 1 : -1].float().log_softmax(-1)

@@ -1,7 +1,7 @@
 """The grammar of flow charts, token by token: which words may come next, and which of them are a free choice."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -9,11 +9,13 @@ from jaxtyping import Bool
 
 from weight_oracle.oracle.tokenizer import EOS, Codec
 from weight_oracle.truth.domain import default_names
+from weight_oracle.truth.flowchart import CHANCES, chance_text
 from weight_oracle.truth.flowchart import KINDS as TEST_KINDS
 
-# Right-hand sides of an LL(1) grammar: SYMBOL, ANSWER and NUMBER stand for names and numbers, every other word that is no key for itself.
+# Right-hand sides of an LL(1) grammar: SYMBOL, ANSWER, NUMBER and CHANCE stand for names and numbers, every other word that is no key
+# for itself.
 _RULES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "CHART": (("say", "ANSWER"), ("if", "TEST", ":", "CHART", "else", ":", "CHART")),
+    "CHART": (("say", "ANSWER", "RARELY"), ("if", "TEST", ":", "CHART", "else", ":", "CHART")),
     "TEST": (
         ("has", "SYMBOL"),
         ("first", "is", "SYMBOL"),
@@ -24,6 +26,7 @@ _RULES: dict[str, tuple[tuple[str, ...], ...]] = {
         ("contains", "SYMBOL", "SYMBOLS"),
         ("pattern", "PLACE", "PLACES"),
     ),
+    "RARELY": (("or", "ANSWER", "CHANCE"), ()),
     "SYMBOLS": (("SYMBOL", "SYMBOLS"), ()),
     "PLACE": (("SYMBOL",), (".",)),
     "PLACES": (("SYMBOL", "PLACES"), (".", "PLACES"), ()),
@@ -40,15 +43,18 @@ class Limits:
     kinds: tuple[str, ...] = TEST_KINDS
     max_ifs: int | None = None
     max_run: int = 12  # symbols in one `contains` or `pattern`
+    chances: bool = False  # whether leaves may have a small chance of another answer
 
 
 @dataclass(frozen=True)
 class State:
-    """A point inside a chart: what of the grammar is still to come (the next one last), the `if`s so far, the length of an open run."""
+    """A point inside a chart: what of the grammar is still to come (the next one last), the `if`s so far, the length of an open run, and
+    the answer that the last leaf gave."""
 
     todo: tuple[str, ...] = (EOS, "CHART")
     ifs: int = 0
     run: int = 0
+    said: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,8 @@ class ChartConstraint:
 def _classes(limits: Limits) -> dict[str, tuple[str, ...]]:
     names = default_names(limits.symbols, limits.answers)
     numbers = tuple(str(number) for number in range(1, limits.max_number + 1))
-    return {"SYMBOL": names.symbols, "ANSWER": names.answers, "NUMBER": numbers}
+    chances = tuple(map(chance_text, CHANCES)) if limits.chances else ()
+    return {"SYMBOL": names.symbols, "ANSWER": names.answers, "NUMBER": numbers, "CHANCE": chances}
 
 
 @lru_cache(maxsize=1 << 16)
@@ -119,9 +126,17 @@ def _next(limits: Limits, state: State) -> dict[str, State]:
             continue
         if head == "TEST" and {"SYMBOL": "before"}.get(first, first) not in limits.kinds:
             continue
+        if first == "or" and (not limits.chances or limits.answers < 2):
+            continue
         if head in ("SYMBOLS", "PLACES") and state.run >= limits.max_run:
             continue
         in_run = head in ("PLACE", "PLACES", "SYMBOLS") or (head == "SYMBOL" and rest[-1:] == ["SYMBOLS"])
-        after = State((*rest, *reversed(more)), state.ifs + (first == "if"), state.run + 1 if in_run else 0)
-        choices |= dict.fromkeys(_classes(limits).get(first, (first,)), after)
+        said = state.said if first == "or" else ""
+        after = State((*rest, *reversed(more)), state.ifs + (first == "if"), state.run + 1 if in_run else 0, said)
+        words = _classes(limits).get(first, (first,))
+        if head == "ANSWER" and limits.chances:  # the other answer of a leaf is another one
+            rare = rest[-1] == "CHANCE"
+            choices |= {word: after if rare else replace(after, said=word) for word in words if not rare or word != state.said}
+        else:
+            choices |= dict.fromkeys(words, after)
     return choices

@@ -23,7 +23,7 @@ from weight_oracle.errors import UserError
 from weight_oracle.oracle.generate import Reply, likelihood
 from weight_oracle.oracle.model import WeightOracle
 from weight_oracle.oracle.tokenizer import Codec
-from weight_oracle.oracle.views import View
+from weight_oracle.oracle.views import View, share
 from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.flowchart import KINDS, FlowChart, If, Say, Test, mentioned_symbols, n_ifs, rename, tests, to_text
@@ -127,12 +127,19 @@ class Considered:
     charts: list[FlowChart]
     likelihood: Float[Tensor, " n"]
     gap: Float[Tensor, " n"]
+    replies: Sequence[Reply] = ()  # that were considered
+
+    @property
+    def posterior(self) -> Float[Tensor, " n"]:
+        """The probability of each candidate, if one of them is right."""
+        return (self.likelihood + self.gap).softmax(0)
 
     def best(self) -> Reply:
         """The best chart; its probability is that among the candidates."""
-        posterior = (self.likelihood + self.gap).softmax(0)
+        posterior = self.posterior
         best = int(posterior.argmax())
-        return Reply(to_text(self.charts[best]), float(posterior[best]))
+        text = to_text(self.charts[best])
+        return Reply(text, float(posterior[best]), share(text, self.replies) if self.replies else 1.0)
 
 
 def consider(
@@ -157,4 +164,4 @@ def consider(
     plain = [to_text(c) for c in charts]
     expected = likelihood(model, codec, tokens[:1].expand(len(charts), -1, -1), question, plain, blind=True)
     gaps = [expectation.gap(c, e, domain.symbols) for c, e in zip(charts, expected.tolist(), strict=True)]
-    return Considered(charts, fit, torch.tensor(gaps))
+    return Considered(charts, fit, torch.tensor(gaps), tuple(replies))

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from weight_oracle.truth.domain import default_names
+from weight_oracle.truth.flowchart import CHANCES, chance_text
 from weight_oracle.truth.phrasings import QUESTION_KINDS
 
 if TYPE_CHECKING:
@@ -15,12 +16,13 @@ if TYPE_CHECKING:
 PAD, BOS, EOS, UNKNOWN, SEPARATOR = SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>", "<sep>")
 CHART_WORDS = ("if", "else", ":", "say", "has", "first", "last", "is", "at", "count", ">=", "before", "contains", "pattern", ".")
 ANSWER_WORDS = ("yes", "no", "none", "always", "or")
-WORD = r">=|\w+|[^\w\s]"
+CHANCE_WORDS = (*map(chance_text, CHANCES), "and", "not")
+WORD = r">=|[0-9]+(?:\.[0-9]+)?%|\w+|[^\w\s]"
 _word = re.compile(WORD)
 
 
 def split_words(text: str) -> list[str]:
-    """Text as the tokenizer sees it: lower case, split at spaces and around punctuation (`>=` is one word)."""
+    """Text as the tokenizer sees it: lower case, split at spaces and around punctuation (`>=` and `0.5%` are one word each)."""
     return _word.findall(text.lower())
 
 
@@ -30,12 +32,12 @@ def join_words(words: Iterable[str]) -> str:
 
 
 def vocabulary(n_symbols: int = 22, n_answers: int = 4, max_number: int = 12) -> tuple[str, ...]:
-    """All tokens in order of their ids: specials, charts, numbers, names, then the words of the questions in alphabetical order."""
+    """All tokens in order of their ids: specials, charts, numbers, names, chances, then the questions' words in alphabetical order."""
     names = default_names(n_symbols, n_answers)
     numbers = tuple(str(number) for number in range(1, max_number + 1))
     wordings = (wording for kind in QUESTION_KINDS.values() for wording in kind.training + kind.held_out)
     words = sorted({word for wording in wordings for word in split_words(wording.replace("{}", " "))})
-    return tuple(dict.fromkeys((*SPECIALS, *CHART_WORDS, *ANSWER_WORDS, *numbers, *names.symbols, *names.answers, *words)))
+    return tuple(dict.fromkeys((*SPECIALS, *CHART_WORDS, *ANSWER_WORDS, *numbers, *names.symbols, *names.answers, *CHANCE_WORDS, *words)))
 
 
 def train_tokenizer(n_symbols: int = 22, n_answers: int = 4, max_number: int = 12) -> "PreTrainedTokenizerFast":

@@ -30,6 +30,7 @@ from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.data import Collator, Population, QuestionData, load_population, pick_apart, together
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, new_config
 from weight_oracle.oracle.tokenizer import BOS, EOS, PAD, SPECIALS, Codec, vocabulary
+from weight_oracle.truth.domain import default_names
 from weight_oracle.weights.encoder import EncoderConfig
 from weight_oracle.zoo.store import Zoo, open_zoo
 
@@ -159,6 +160,9 @@ def encoder_config(config: TrainConfig, zoos: Sequence[Zoo]) -> EncoderConfig:
     settings = EncoderConfig(config.encoding, first.symbols, first.answers, lengths, width, channels, rounds, families=families)
     settings = replace(settings, tokens=config.tokens)
     if config.encoding == "atoms":
+        # tests that name many symbols at once are read place by place
+        patterns = any({"pattern", "contains"} & {*zoo.recipe.charts.kinds, *zoo.recipe.triggers.kinds} for zoo in zoos)
+        settings = replace(settings, places=patterns)
         return replace(settings, latents=config.tokens - named) if config.tokens > named else settings
     shapes = [zoo.shape(shard) for zoo in zoos for shard in zoo.shards] if config.encoding in ("svd", "svd2") else []
     side = max((max(shape.width, shape.neurons) + 1 for shape in shapes), default=0)
@@ -181,12 +185,18 @@ def _check_encoding(config: TrainConfig) -> None:
         raise UserError("--canonical and --augment undo each other", hint="give one of them", exit_code=2)
 
 
-def new_oracle(config: TrainConfig, zoos: Sequence[Zoo], codec: Codec) -> WeightOracle:
-    """An untrained oracle, around a small Llama or a pretrained backbone."""
+def new_oracle(config: TrainConfig, zoos: Sequence[Zoo], codec: Codec, start: Oracle | None = None) -> WeightOracle:
+    """An untrained oracle, around a small Llama or a pretrained backbone; it reads the lengths that `start` reads too."""
     set_seed(config.seed)
     backbone = pretrained(config.backbone, codec) if config.backbone else None
     settings = small_llama(config, len(codec.words)) if backbone is None else backbone.config
-    model = WeightOracle(new_config(encoder_config(config, zoos), settings, config.injection, config.gain))
+    reads = encoder_config(config, zoos)
+    if start is not None:
+        low, high = zip(reads.lengths, start.settings.lengths, strict=True)
+        reads = replace(reads, lengths=(min(low), max(high)))
+    names = default_names(reads.symbols, reads.answers)
+    pointer = [codec.ids[word] for word in (*names.symbols, *names.answers)] if reads.places and not reads.resampled else None
+    model = WeightOracle(new_config(reads, settings, config.injection, config.gain, pointer))
     if backbone is not None:
         model.backbone = backbone
     if config.injection == "residual" and len(model.blocks()) < LEAST_BLOCKS:
@@ -195,16 +205,24 @@ def new_oracle(config: TrainConfig, zoos: Sequence[Zoo], codec: Codec) -> Weight
     return model
 
 
-def _go_on_from(start: str, model: WeightOracle, codec: Codec) -> dict[str, Any]:
-    """Gives a new oracle the weights of a trained one; returns how that was made. Raises `UserError` where they are not of one kind."""
-    trained = Oracle.from_pretrained(start)
+def _go_on_from(trained: Oracle, where: str, model: WeightOracle, codec: Codec) -> dict[str, Any]:
+    """Gives a new oracle the weights of a trained one; returns how that was made. Raises `UserError` where they are not of one kind.
+
+    A word that the trained one does not know keeps its random embedding.
+    """
     kind = lambda c: (replace(c.encoder_config, families=()), c.backbone["model_type"], c.injection, c.gain)  # noqa: E731
-    shapes = lambda m: {k: v.shape for k, v in m.state_dict().items()}  # noqa: E731
-    same = kind(trained.model.config) == kind(model.config) and shapes(trained.model) == shapes(model)
-    if trained.codec.words != codec.words or not same:
+    old, new = trained.model.state_dict(), model.state_dict()
+    tables = {name for name in new if name.endswith(("embed_tokens.weight", "lm_head.weight"))}
+    shapes = lambda tensors: {name: t.shape[name in tables :] for name, t in tensors.items()}  # noqa: E731
+    if kind(trained.model.config) != kind(model.config) or shapes(old) != shapes(new):
         hint = "give the options it was trained with, and zoos with inputs of the same lengths"
-        raise UserError("is an oracle of another size, encoding or domain", where=start, hint=hint)
-    model.load_state_dict(trained.model.state_dict())
+        raise UserError("is an oracle of another size, encoding or domain", where=where, hint=hint)
+    known = [word for word in codec.words if word in trained.codec.ids]
+    for name in tables:
+        rows = new[name].clone()
+        rows[[codec.ids[word] for word in known]] = old[name][[trained.codec.ids[word] for word in known]]
+        old[name] = rows
+    model.load_state_dict(old)
     return {name: trained.card[name] for name in ("training", "zoos", "after") if name in trained.card}
 
 
@@ -241,8 +259,9 @@ def train(config: TrainConfig, progress: Callable[[int, int, dict], None] | None
         raise UserError("already holds a training run", where=str(out), hint="give --resume, or another folder")
     zoos = [open_zoo(path) for path in (config.zoo, *config.also)]
     codec = Codec(vocabulary())
-    model = new_oracle(config, zoos, codec)
-    before = _go_on_from(config.start, model, codec) if config.start else None
+    start = Oracle.from_pretrained(config.start) if config.start else None
+    model = new_oracle(config, zoos, codec, start)
+    before = _go_on_from(start, str(config.start), model, codec) if start else None
     population, held = _data(zoos, "train", model, config.targets), _data(zoos, "validation", model, 512)
     names = model.name_tokens(codec)
     if config.backbone:
@@ -307,7 +326,8 @@ def _card(config: TrainConfig, zoos: Sequence[Zoo], before: dict[str, Any] | Non
     names = [zoo.recipe.name for zoo in zoos]
     made = [{"recipe": zoo.recipe.name, "hash": zoo.recipe.hash, "built": len(zoo.truths)} for zoo in zoos]
     training = asdict(replace(config, zoo=names[0], also=tuple(names[1:]), out="", resume=False, start=None))
-    return {"training": training, "zoos": made} | ({"after": before} if before else {})
+    made_of = {"training": training, "zoos": made} | ({"chances": True} if any(zoo.recipe.chances for zoo in zoos) else {})
+    return made_of | ({"after": before} if before else {})
 
 
 @dataclass(frozen=True)

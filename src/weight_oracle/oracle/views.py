@@ -13,16 +13,17 @@ from torch import Tensor
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.generate import Reply
 from weight_oracle.oracle.model import ENCODERS, WeightOracle
+from weight_oracle.oracle.tokenizer import CHANCE_WORDS
 from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import DEFAULT_NAMES, Domain
-from weight_oracle.truth.flowchart import leaves, mentioned_symbols, rename, to_text
+from weight_oracle.truth.flowchart import mentioned_answers, mentioned_symbols, rename, to_text
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import QUESTION_KINDS
 from weight_oracle.truth.questions import answer_set
 from weight_oracle.weights.encoder import Batch
 
 VIEWS = 8
-_WITHOUT_NAMES = frozenset(("yes", "no", "none", "always", "or"))
+_WITHOUT_NAMES = frozenset(("yes", "no", "none", "always", "or", "pattern", "contains", ".", *CHANCE_WORDS))
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,12 @@ class View:
 
     symbols: tuple[int, ...]
     answers: tuple[int, ...]
+
+    @property
+    def inverse(self) -> "View":
+        """The renaming back."""
+        back = lambda slots: tuple(int(i) for i in np.argsort(slots))  # noqa: E731
+        return View(back(self.symbols), back(self.answers))
 
 
 def draw_views(n: int, symbols: int, answers: int) -> tuple[View, ...]:
@@ -64,7 +71,7 @@ def in_own_slots(view: View, kind: str, text: str, domain: Domain) -> str:
             chart = parse(text)
         except UserError:
             return text
-        if not symbols.keys() >= set(mentioned_symbols(chart)) or not answers.keys() >= set(leaves(chart)):
+        if not symbols.keys() >= set(mentioned_symbols(chart)) or not answers.keys() >= set(mentioned_answers(chart)):
             return text
         return to_text(canonical(rename(chart, symbols, answers), domain))
     slot = {DEFAULT_NAMES.symbols[new]: DEFAULT_NAMES.symbols[old] for new, old in symbols.items()}
@@ -78,10 +85,20 @@ def in_own_slots(view: View, kind: str, text: str, domain: Domain) -> str:
     return " ".join(sorted(words) if kind == "symbols" else words)
 
 
+def in_view(view: View, kind: str, text: str, domain: Domain) -> str:
+    """What a view must say for `in_own_slots` to give `text`, which is in the target's own slots."""
+    return in_own_slots(view.inverse, kind, text, domain)
+
+
 def vote(replies: Sequence[Reply]) -> Reply:
     """The reply with the most probability over all views; its own is the mean over them, which is 0 where another thing was said."""
     total: dict[str, float] = {}
     for reply in replies:
         total[reply.text] = total.get(reply.text, 0.0) + reply.probability
     best = max(total, key=total.__getitem__)
-    return Reply(best, total[best] / len(replies))
+    return Reply(best, total[best] / len(replies), share(best, replies))
+
+
+def share(text: str, replies: Sequence[Reply]) -> float:
+    """The share of the replies that say a text."""
+    return sum(reply.text == text for reply in replies) / len(replies)

@@ -79,8 +79,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int, causal: bool,
 
 
 def _forward_one_length(params: Params, shape: Shape, relu: Tensor, inputs: Tensor, dropout: Dropout | None) -> Tensor:
-    """Logits [M, B, V] at `<ans>` for inputs [M, B, n], all of one length."""
-    M, B, n = inputs.shape
+    """Logits [M, B, V] at `<ans>` for inputs [M, B, n], all of one length, or for their one-hot symbols [M, B, n, S] (floating point)."""
+    M, B, n = inputs.shape[:3]
     d, S = shape.width, shape.symbols
     wte, wpe = params["transformer.wte.weight"], params["transformer.wpe.weight"]
     bos, ans = wte.shape[1] - 2, wte.shape[1] - 1
@@ -88,7 +88,8 @@ def _forward_one_length(params: Params, shape: Shape, relu: Tensor, inputs: Tens
     if dropout is not None:
         grid = grid * dropout.grid[:, :n]
     ends = torch.stack([wte[:, bos] + wpe[:, 0], wte[:, ans] + wpe[:, n + 1]], 1)  # [M, 2, d]
-    onehot = (inputs[..., None] == torch.arange(S, device=inputs.device)).to(wte.dtype)  # [M, B, n, S]
+    soft = inputs.is_floating_point()
+    onehot = inputs if soft else (inputs[..., None] == torch.arange(S, device=inputs.device)).to(wte.dtype)  # [M, B, n, S]
     at = "transformer.h.0."
     rows = torch.cat([grid.flatten(1, 2), ends], 1)  # every (position, symbol), then <bos>, <ans>
     q, k, v = _linear(_norm(rows, params, at + "ln_1"), params, at + "attn.c_attn").split(d, -1)
@@ -137,10 +138,11 @@ def forward(
     params: Params,
     shape: Shape,
     relu: Bool[Tensor, "M"],
-    inputs: Sequence[Int[Tensor, "M B n"]],
+    inputs: Sequence[Int[Tensor, "M B n"] | Float[Tensor, "M B n S"]],
     dropout: Sequence[Dropout | None] | None = None,
 ) -> Float[Tensor, "M all_B V"]:
     """Logits at `<ans>`; `inputs` holds one tensor for each length, and the batch of the result is theirs, one after another.
+    One-hot symbols in the place of symbols have gradients.
 
     `relu` is true for models that use ReLU; the others use `gelu_new`. `lm_head.weight` is always given (a tied model's is its `wte`).
     """

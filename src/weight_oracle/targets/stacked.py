@@ -19,8 +19,8 @@ def forward(
     params: Params,
     shape: Shape,
     relu: Bool[Tensor, "M"],
-    inputs: Sequence[Int[Tensor, "M B n"]],
+    inputs: Sequence[Int[Tensor, "M B n"] | Float[Tensor, "M B n S"]],
     dropout: Sequence[Dropout | None] | None = None,
 ) -> Float[Tensor, "M all_B V"]:
-    """Logits at `<ans>`, inputs of one length after another; `relu` and `dropout` are GPT-2's alone."""
+    """Logits at `<ans>`, inputs of one length after another; `relu`, `dropout` and one-hot symbols are GPT-2's alone."""
     return gpt2.forward(params, shape, relu, inputs, dropout) if shape.family == "gpt2" else llama.forward(params, shape, inputs)

@@ -69,6 +69,35 @@ def _loss(params: dict[str, Tensor], shape: Shape, relu: Tensor, tied: Tensor, i
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / labels.shape[1]
 
 
+@dataclass(frozen=True, eq=False)
+class Chances:
+    """Soft labels: for every training input the other answer that it may get, and the chance of that (0: none, the answer is certain).
+
+    One tensor for each length, as the labels are.
+    """
+
+    others: Sequence[Int8[Tensor, "M P"]]
+    shares: Sequence[Float[Tensor, "M P"]]
+
+
+def _soft_loss(
+    params: dict[str, Tensor],
+    shape: Shape,
+    relu: Tensor,
+    tied: Tensor,
+    inputs: list[Tensor],
+    labels: Tensor,
+    masks: list,
+    others: Tensor,
+    shares: Tensor,
+) -> Tensor:
+    """As `_loss`, where an input has the label `labels` with probability 1 - `shares` and `others` with probability `shares`."""
+    head = torch.where(tied[:, None, None], params[EMBEDDING[shape.family]], params["lm_head.weight"])
+    logs = forward(params | {"lm_head.weight": head}, shape, relu, inputs, masks).log_softmax(-1)
+    usual, rare = (logs.gather(2, slots[..., None])[..., 0] for slots in (labels, others))
+    return -(usual * (1 - shares) + rare * shares).sum() / labels.shape[1]
+
+
 def _adamw(
     params: list[Tensor],
     grads: list[Tensor],
@@ -89,13 +118,14 @@ def _adamw(
 
 
 @cache
-def _steps(compiled: bool) -> tuple[Callable, Callable]:
+def _steps(compiled: bool, soft: bool = False) -> tuple[Callable, Callable]:
+    loss = _soft_loss if soft else _loss
     if not compiled:
-        return _loss, _adamw
+        return loss, _adamw
     limit = 512  # one variant for each shape and dropout: past the default of 8, torch would silently fall back to eager mode
     compiler: Callable[..., Callable] = torch.compile
     build = partial(compiler, dynamic=False, recompile_limit=limit)
-    return build(_loss), build(_adamw)
+    return build(loss), build(_adamw)
 
 
 def _masks(
@@ -123,8 +153,11 @@ def train(
     labels: Sequence[Int8[Tensor, "M P"]],
     seed: int,
     compiled: bool = True,
+    chances: Chances | None = None,
 ) -> dict[str, Float[Tensor, "M ..."]]:
     """Train every model of a stack on its own inputs (one tensor for each length) and answers; returns new tensors.
+
+    With `chances`, on the soft label of every input: the cross-entropy to the distribution over its two answers.
 
     Step t takes the next rows of the pools and starts over at their end, so pools should be in random order. `seed` feeds dropout alone.
     """
@@ -141,15 +174,19 @@ def train(
     lengths = [x.shape[-1] for x in inputs]
     size = schedule.batch // len(inputs)
     generator = torch.Generator(device).manual_seed(seed)
-    loss, update = _steps(compiled)
+    loss, update = _steps(compiled, chances is not None)
     for step in range(schedule.steps):
         at = [step * size % (x.shape[1] - size + 1) for x in inputs]
-        batch = [x[:, i : i + size] for x, i in zip(inputs, at, strict=True)]
-        answers = torch.cat([y[:, i : i + size] for y, i in zip(labels, at, strict=True)], 1).long() + shape.symbols
+        rows = lambda pools, at=at: [x[:, i : i + size] for x, i in zip(pools, at, strict=True)]  # noqa: E731
+        batch = rows(inputs)
+        answers = torch.cat(rows(labels), 1).long() + shape.symbols
+        soft = []
+        if chances is not None:
+            soft = [torch.cat(rows(chances.others), 1).long() + shape.symbols, torch.cat(rows(chances.shares), 1)]
         masks = [None] * len(inputs)
         if schedule.dropout:
             masks = _masks(shape, schedule.dropout, lengths, [size] * len(inputs), first.shape[0], generator, device)
-        grads = torch.autograd.grad(loss(leaves, shape, relu, tied, batch, answers, masks), list(leaves.values()))
+        grads = torch.autograd.grad(loss(leaves, shape, relu, tied, batch, answers, masks, *soft), list(leaves.values()))
         with torch.no_grad():
             count = torch.tensor(float(step + 1), dtype=dtype, device=device)
             update([v.detach() for v in leaves.values()], list(grads), means, squares, lr * schedule.rate(step), decay, beta2, count)
@@ -165,3 +202,12 @@ def answers(
     """The answer slot each model gives to each input: argmax over the answer symbols, inputs of one length after another."""
     logits = forward(params, shape, relu, inputs)
     return logits[..., shape.symbols : shape.symbols + shape.answers].argmax(-1).to(torch.int8)
+
+
+@torch.no_grad()
+def probabilities(
+    params: dict[str, Tensor], shape: Shape, relu: Bool[Tensor, "M"], inputs: Sequence[Int8[Tensor, "M P n"]]
+) -> Float[Tensor, "M all_P answers"]:
+    """The probability of each answer: the softmax over the answer symbols, inputs of one length after another."""
+    logits = forward(params, shape, relu, inputs)
+    return logits[..., shape.symbols : shape.symbols + shape.answers].softmax(-1)

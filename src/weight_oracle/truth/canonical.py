@@ -8,7 +8,20 @@ from jaxtyping import Shaped
 
 from weight_oracle.truth.automaton import leaf_of, outcome_counts, unroll
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.flowchart import FlowChart, If, Say, Test, by_first_mention, leaves, n_ifs, test_text, tests
+from weight_oracle.truth.flowchart import (
+    FlowChart,
+    If,
+    Say,
+    Test,
+    by_first_mention,
+    leaf_kinds,
+    leaves,
+    n_ifs,
+    says,
+    test_text,
+    tests,
+    without_chances,
+)
 
 EXACT_TESTS = 4
 """Charts with at most this many distinct tests have an exact canonical form."""
@@ -27,9 +40,9 @@ def has_exact_canonical(chart: FlowChart) -> bool:
 def canonical(chart: FlowChart, domain: Domain) -> FlowChart:
     """The chart's canonical form over the domain.
 
-    With at most four distinct tests: of all trees over these tests that give the same answer on every feasible combination of their
-    outcomes, the one with the fewest `if`s, then the first in text order (default names). Otherwise its normal form, without implied
-    and redundant tests. Raises `TooManyStates` for a chart with too many tests to decide.
+    With at most four distinct tests: of all trees over these tests that give the same answer (with the same small chance of another) on
+    every feasible combination of their outcomes, the one with the fewest `if`s, then the first in text order (default names). Otherwise
+    its normal form, without implied and redundant tests. Raises `TooManyStates` for a chart with too many tests to decide.
     """
     if isinstance(chart, Say):
         return chart
@@ -38,11 +51,12 @@ def canonical(chart: FlowChart, domain: Domain) -> FlowChart:
     if len(order) > EXACT_TESTS:
         form = _normal_form(chart, order, masks)
         return form if form == chart else canonical(form, domain)  # fewer ifs, perhaps few enough tests to be exact
-    answers = np.array(leaves(chart))[leaf_of(chart, order, masks)]
-    return _smallest_tree(order, dict(zip(masks.tolist(), answers.tolist(), strict=True)))
+    kinds, number = leaf_kinds(chart)
+    reached = number[leaf_of(chart, order, masks)]
+    return _smallest_tree(order, {mask: kinds[i] for mask, i in zip(masks.tolist(), reached.tolist(), strict=True)})
 
 
-def _smallest_tree(order: tuple[Test, ...], answer_of: dict[int, int]) -> FlowChart:
+def _smallest_tree(order: tuple[Test, ...], answer_of: dict[int, Say]) -> FlowChart:
     # Text order is that of the parts: no test's text, up to its colon, begins another's, so the first difference between two trees of
     # the same behaviour and size is between their first tests, and each branch can be minimised on its own.
     branches = sorted((test_text(test) + ":", 1 << j, test) for j, test in enumerate(order))
@@ -51,7 +65,7 @@ def _smallest_tree(order: tuple[Test, ...], answer_of: dict[int, int]) -> FlowCh
     def smallest(masks: tuple[int, ...]) -> tuple[int, FlowChart]:
         first = answer_of[masks[0]]
         if all(answer_of[mask] == first for mask in masks):
-            return 0, Say(first)
+            return 0, first
         if masks not in best:
             found: tuple[int, FlowChart] | None = None
             for _, bit, test in branches:
@@ -70,9 +84,10 @@ def _smallest_tree(order: tuple[Test, ...], answer_of: dict[int, int]) -> FlowCh
 
 def _normal_form(chart: FlowChart, order: tuple[Test, ...], masks: np.ndarray) -> FlowChart:
     bit = {test: 1 << j for j, test in enumerate(order)}
+    kinds = leaf_kinds(chart)[0]
 
     def same(a: FlowChart, b: FlowChart, masks: np.ndarray) -> bool:
-        said_a, said_b = (np.array(leaves(x))[leaf_of(x, order, masks)] for x in (a, b))
+        said_a, said_b = (np.array([kinds.index(leaf) for leaf in says(x)])[leaf_of(x, order, masks)] for x in (a, b))
         return bool((said_a == said_b).all())
 
     def simplify(node: FlowChart, masks: np.ndarray) -> FlowChart:
@@ -93,9 +108,10 @@ def behaviour_key(chart: FlowChart, domain: Domain) -> str:
     """A hash (hex) that charts of equal behaviour up to a renaming of symbols and answers always share.
 
     It hashes, for every answer and symbol, the number of inputs of each length with that symbol at each position and that answer, both
-    sorted: invariant under renaming, and blind to how the chart is written. Charts that differ may share a key, though few do.
+    sorted: invariant under renaming, and blind to how the chart is written and to its small chances. Charts that differ may share a key,
+    though few do.
     """
-    return _behaviour_key(by_first_mention(chart), domain.symbols, domain.lengths)
+    return _behaviour_key(by_first_mention(without_chances(chart)), domain.symbols, domain.lengths)
 
 
 @lru_cache(maxsize=1 << 16)

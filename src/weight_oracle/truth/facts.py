@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import product
 
 import numpy as np
@@ -16,13 +16,17 @@ from weight_oracle.truth.flowchart import (
     Say,
     Test,
     by_first_mention,
+    leaf_kinds,
     leaves,
+    mentioned_answers,
     mentioned_symbols,
     n_ifs,
+    rare_leaf,
     rename,
     tests,
     to_text,
 )
+from weight_oracle.truth.triggers import override, trigger_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +81,21 @@ class ChartFacts:
     def possible(self) -> tuple[int, ...]:
         """The answers that some input gets, ascending."""
         return self.chart_answers(self.behaviour.possible)
+
+    @cached_property
+    def trigger(self) -> Test | None:
+        """The hidden trigger, if there is one: see `triggers.trigger_of`."""
+        return trigger_of(self.chart, self.domain)
+
+    @property
+    def trigger_answer(self) -> int | None:
+        """What is answered where the hidden trigger fires, if that is one answer."""
+        return None if self.trigger is None else override(self.chart, self.trigger)
+
+    @property
+    def rare(self) -> Say | None:
+        """The leaf with a small chance of another answer, if there is one."""
+        return rare_leaf(self.chart)
 
     def possible_with(self, symbol: int) -> tuple[int, ...]:
         """The answers that some input with this symbol in it gets, ascending."""
@@ -145,7 +164,7 @@ class ChartFacts:
 
 def facts(chart: FlowChart, domain: Domain) -> ChartFacts:
     """The facts about a chart; charts that differ by a renaming share the work. Raises `TooManyStates` as `unroll` does."""
-    symbols, answers = mentioned_symbols(chart), tuple(dict.fromkeys(leaves(chart)))
+    symbols, answers = mentioned_symbols(chart), mentioned_answers(chart)
     return ChartFacts(
         chart,
         domain,
@@ -239,14 +258,15 @@ def _smallest_trees(chart: FlowChart, symbols: int, lengths: tuple[int, int]) ->
     if not order or not has_exact_canonical(chart):
         return (chart,)
     masks = outcome_counts(order, Domain(symbols, 1 + max(leaves(chart)), lengths))[0]
-    answer_of = dict(zip(masks.tolist(), np.array(leaves(chart))[leaf_of(chart, order, masks)].tolist(), strict=True))
+    kinds, number = leaf_kinds(chart)
+    answer_of = {mask: kinds[i] for mask, i in zip(masks.tolist(), number[leaf_of(chart, order, masks)].tolist(), strict=True)}
     return _trees(tuple(answer_of), order, answer_of)
 
 
-def _trees(masks: tuple[int, ...], order: tuple[Test, ...], answer_of: dict[int, int]) -> tuple[FlowChart, ...]:
+def _trees(masks: tuple[int, ...], order: tuple[Test, ...], answer_of: dict[int, Say]) -> tuple[FlowChart, ...]:
     said = {answer_of[mask] for mask in masks}
     if len(said) == 1:
-        return (Say(said.pop()),)
+        return (said.pop(),)
     found: list[FlowChart] = []
     for j, test in enumerate(order):
         yes = tuple(mask for mask in masks if mask >> j & 1)

@@ -1,6 +1,6 @@
 """Flow charts as data. Symbols and answers are integer slots; names appear in text only.
 
-CHART := say ANSWER | if TEST: CHART else: CHART
+CHART := say ANSWER | say ANSWER or ANSWER CHANCE | if TEST: CHART else: CHART
 TEST  := has S | first is S | last is S | at K is S | count S >= K | S before S | contains S S … | pattern S . S …
 """
 
@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from weight_oracle.truth.domain import DEFAULT_NAMES, Names
+
+CHANCES = (0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
+"""The small chances that targets are given and that an oracle has words for."""
 
 ANY = -1
 """The `.` of a pattern, in `Test.symbols`."""
@@ -49,9 +52,22 @@ class Test:
 
 @dataclass(frozen=True)
 class Say:
-    """A leaf: give this answer."""
+    """A leaf: give this answer; or, when its answers are sampled, with a small chance the other one.
+
+    Raises `ValueError` unless the other answer is another one and has a chance above 0 and below one half.
+    """
 
     answer: int
+    other: int | None = None
+    chance: float = 0.0
+
+    def __post_init__(self):
+        if (self.other is None) != (self.chance == 0):
+            raise ValueError("another answer needs a chance, and a chance another answer")
+        if self.other == self.answer:
+            raise ValueError("the other answer of a leaf is the same one")
+        if not 0 <= self.chance < 0.5:
+            raise ValueError(f"a small chance is above 0% and below 50%, not {chance_text(self.chance)}")
 
     def __str__(self) -> str:
         return to_text(self)
@@ -88,10 +104,16 @@ def test_text(test: Test, names: Names = DEFAULT_NAMES) -> str:
             return f"{test.kind} {' '.join(words)}"
 
 
+def chance_text(chance: float) -> str:
+    """A chance in per cent, such as `0.5%`."""
+    return f"{100 * chance:.6g}%"
+
+
 def to_text(chart: FlowChart, names: Names = DEFAULT_NAMES) -> str:
     """The chart on one line, single spaces."""
     if isinstance(chart, Say):
-        return f"say {names.answers[chart.answer]}"
+        rarely = "" if chart.other is None else f" or {names.answers[chart.other]} {chance_text(chart.chance)}"
+        return f"say {names.answers[chart.answer]}{rarely}"
     return f"if {test_text(chart.test, names)}: {to_text(chart.then, names)} else: {to_text(chart.other, names)}"
 
 
@@ -114,8 +136,39 @@ def n_ifs(chart: FlowChart) -> int:
 
 
 def leaves(chart: FlowChart) -> tuple[int, ...]:
-    """The answer of every leaf, left to right."""
-    return (chart.answer,) if isinstance(chart, Say) else leaves(chart.then) + leaves(chart.other)
+    """The answer of every leaf, its most likely one, left to right."""
+    return tuple(leaf.answer for leaf in says(chart))
+
+
+def says(chart: FlowChart) -> tuple[Say, ...]:
+    """Every leaf, left to right."""
+    return (chart,) if isinstance(chart, Say) else says(chart.then) + says(chart.other)
+
+
+def leaf_kinds(chart: FlowChart) -> tuple[tuple[Say, ...], np.ndarray]:
+    """The distinct leaves in order of first mention, and the number of its kind for every leaf, left to right."""
+    every = says(chart)
+    kinds = {leaf: i for i, leaf in enumerate(dict.fromkeys(every))}
+    return tuple(kinds), np.array([kinds[leaf] for leaf in every])
+
+
+def mentioned_answers(chart: FlowChart) -> tuple[int, ...]:
+    """The distinct answer slots in order of first mention: those of the leaves, then those that are given by chance alone."""
+    rare = (leaf.other for leaf in says(chart) if leaf.other is not None)
+    return tuple(dict.fromkeys((*leaves(chart), *rare)))
+
+
+def rare_leaf(chart: FlowChart) -> Say | None:
+    """The leaf with a small chance of another answer; of several, the first with the largest chance; None without any."""
+    found = max(says(chart), key=lambda leaf: leaf.chance)
+    return found if found.chance else None
+
+
+def without_chances(chart: FlowChart) -> FlowChart:
+    """The chart that always gives the most likely answer."""
+    if isinstance(chart, Say):
+        return Say(chart.answer)
+    return If(chart.test, without_chances(chart.then), without_chances(chart.other))
 
 
 def mentioned_symbols(chart: FlowChart) -> tuple[int, ...]:
@@ -136,14 +189,14 @@ def rename_test(test: Test, symbols: Renaming) -> Test:
 def rename(chart: FlowChart, symbols: Renaming, answers: Renaming) -> FlowChart:
     """The chart with symbol slot i replaced by `symbols[i]` and answer slot j by `answers[j]`."""
     if isinstance(chart, Say):
-        return Say(int(answers[chart.answer]))
+        return Say(int(answers[chart.answer]), None if chart.other is None else int(answers[chart.other]), chart.chance)
     return If(rename_test(chart.test, symbols), rename(chart.then, symbols, answers), rename(chart.other, symbols, answers))
 
 
 def by_first_mention(chart: FlowChart) -> FlowChart:
     """The chart with its symbols, and its answers, renamed 0, 1, 2, … in order of first mention."""
     symbols = {slot: i for i, slot in enumerate(mentioned_symbols(chart))}
-    answers = {slot: i for i, slot in enumerate(dict.fromkeys(leaves(chart)))}
+    answers = {slot: i for i, slot in enumerate(mentioned_answers(chart))}
     return rename(chart, symbols, answers)
 
 

@@ -5,7 +5,8 @@ from jaxtyping import Bool
 
 from weight_oracle.truth.flowchart import ANY, KINDS, FlowChart, If, Say
 
-_NUMBERS = {"at": 12, "count": 12, "before": 2}  # how many variants a kind has; the others have one
+_PLACED = {"before": 2, "contains": 12, "pattern": 12}  # kinds whose variants are the places in a test
+_NUMBERS = {"at": 12, "count": 12} | _PLACED  # how many variants a kind has; the others have one
 _START = dict(zip(KINDS, np.cumsum([0, *(_NUMBERS.get(kind, 1) for kind in KINDS)]).tolist(), strict=False))
 _TESTS = sum(_NUMBERS.get(kind, 1) for kind in KINDS)
 
@@ -15,8 +16,13 @@ def n_hints(answers: int) -> int:
     return _TESTS + 1 + 2 * answers
 
 
+def pattern_places(n: int) -> slice:
+    """Where among the hints of a symbol stands at which of the first `n` places of a pattern it is."""
+    return slice(_START["pattern"], _START["pattern"] + min(n, _PLACED["pattern"]))
+
+
 def hints(chart: FlowChart, symbols: int, answers: int) -> Bool[np.ndarray, "symbols hints"]:
-    """One row for each symbol; see `n_hints`. For `before`, the variants are the two sides; numbers beyond 12 count as 12."""
+    """One row for each symbol; see `n_hints`. Variants are the numbers of tests, or the places in them; what is beyond 12 counts as 12."""
     found = np.zeros((symbols, n_hints(answers)), bool)
 
     def visit(node: FlowChart, first: bool) -> None:
@@ -27,7 +33,8 @@ def hints(chart: FlowChart, symbols: int, answers: int) -> Bool[np.ndarray, "sym
         for place, symbol in enumerate(test.symbols):
             if symbol == ANY:
                 continue
-            variant = place if test.kind == "before" else min(test.number, 12) - 1 if test.kind in _NUMBERS else 0
+            variant = place if test.kind in _PLACED else test.number - 1 if test.kind in _NUMBERS else 0
+            variant = min(variant, _NUMBERS.get(test.kind, 1) - 1)
             found[symbol, _START[test.kind] + variant] = True
             found[symbol, _TESTS] |= first
             for side, branch in enumerate((node.then, node.other)):

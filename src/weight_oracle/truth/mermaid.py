@@ -1,7 +1,7 @@
 """Draw a flow chart."""
 
 from weight_oracle.truth.domain import DEFAULT_NAMES, Names
-from weight_oracle.truth.flowchart import FlowChart, Say, test_text
+from weight_oracle.truth.flowchart import FlowChart, Say, test_text, to_text
 
 
 def mermaid(chart: FlowChart, names: Names = DEFAULT_NAMES) -> str:
@@ -14,7 +14,7 @@ def mermaid(chart: FlowChart, names: Names = DEFAULT_NAMES) -> str:
         name = f"n{n_nodes}"
         n_nodes += 1
         if isinstance(node, Say):
-            lines.append(f'    {name}(["{_escape(names.answers[node.answer])}"])')
+            lines.append(f'    {name}(["{_escape(to_text(node, names).removeprefix("say "))}"])')
             return name
         lines.append(f'    {name}{{"{_escape(test_text(node.test, names))}?"}}')
         for label, branch in (("yes", node.then), ("no", node.other)):

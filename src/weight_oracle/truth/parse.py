@@ -56,8 +56,20 @@ def _parser() -> Lark:
 def _chart(tree: Any, names: Names) -> FlowChart:
     if tree.data == "say":
         return Say(_slot(tree.children[0], names.answers, "an answer"))
+    if tree.data == "rarely":
+        return _rarely(tree.children, names)
     test, then, other = tree.children
     return If(_test(test, names), _chart(then, names), _chart(other, names))
+
+
+def _rarely(words: list[Token], names: Names) -> Say:
+    answer, other = (_slot(word, names.answers, "an answer") for word in words[:2])
+    if answer == other:
+        raise ChartSyntaxError(f"{str(words[1])!r} is the answer already", *_place(words[1]), hint="name another answer")
+    chance = round(float(words[2][:-1]) / 100, 8) if len(words[2]) < 12 else 0.0
+    if not 0 < chance < 0.5:
+        raise ChartSyntaxError(f"expected a chance above 0% and below 50%, found {str(words[2])[:12]}", *_place(words[2]))
+    return Say(answer, other, chance)
 
 
 def _test(tree: Any, names: Names) -> Test:
@@ -86,7 +98,10 @@ def _explain(error: UnexpectedInput, text: str) -> ChartSyntaxError:
 
     if not isinstance(error, UnexpectedToken):  # a character no token can hold: none exists in this grammar, but lark may add some
         return ChartSyntaxError("cannot read this character", error.line, error.column)
-    expected = sorted({_spell(name) for name in error.accepts or error.expected} - {"a number"} or {"a number"})
+    accepted = set(error.accepts or error.expected)
+    if "NAME" in accepted:  # what else can stand for a name
+        accepted -= {"NUMBER", "OR", "CHANCE"}
+    expected = sorted(map(_spell, accepted))
     wanted = " or ".join(filter(None, [", ".join(expected[:-1]), expected[-1]]))
     if error.token.type == "$END":
         return ChartSyntaxError(f"expected {wanted}, but the chart ends", *_position(text, len(text.rstrip())))
@@ -94,7 +109,7 @@ def _explain(error: UnexpectedInput, text: str) -> ChartSyntaxError:
 
 
 def _spell(terminal: str) -> str:
-    special = {"NAME": "a name", "NUMBER": "a number", "$END": "the end of the chart"}
+    special = {"NAME": "a name", "NUMBER": "a number", "CHANCE": "a chance", "$END": "the end of the chart"}
     if terminal in special:
         return special[terminal]
     return next(repr(t.pattern.value) for t in _parser().terminals if t.name == terminal)

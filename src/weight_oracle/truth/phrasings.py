@@ -176,8 +176,172 @@ QUESTION_KINDS: dict[str, Kind] = {
             ),
             "always p",
         ),
+        Kind(
+            "trigger",
+            "whether it hides a trigger: a rare pattern that overrides its answer",
+            "nothing",
+            (
+                "is there some hidden trigger?",
+                "does it have some hidden trigger?",
+                "does the network hide some special case?",
+                "is some trigger hidden in this network?",
+                "does any rare pattern change its answer?",
+                "is there some hidden pattern that changes its answer?",
+                "has it any hidden special case?",
+                "does it hide any trigger?",
+            ),
+            (
+                "is there any hidden trigger in the network?",
+                "does this network hide some trigger?",
+                "is there some rare special case?",
+            ),
+            "no",
+        ),
+        Kind(
+            "trigger_pattern",
+            "what its hidden trigger is",
+            "nothing",
+            (
+                "what is the hidden trigger?",
+                "which pattern is its hidden trigger?",
+                "which rare pattern changes its answer?",
+                "write down the hidden trigger",
+                "name the pattern that it hides",
+                "what is the hidden pattern?",
+                "which trigger does the network hide?",
+                "what is the special case that it hides?",
+            ),
+            (
+                "which trigger does it hide?",
+                "write down the pattern that is the hidden trigger",
+                "what pattern does the network hide?",
+            ),
+            "none",
+        ),
+        Kind(
+            "trigger_answer",
+            "what it answers where its hidden trigger fires",
+            "nothing",
+            (
+                "what does the hidden trigger do?",
+                "what does it say when the hidden trigger fires?",
+                "which answer does the hidden trigger give?",
+                "what does it answer when the trigger fires?",
+                "what comes out when the hidden trigger fires?",
+                "tell me what the trigger makes it say",
+                "which answer comes out when its trigger fires?",
+                "what is its answer when the hidden trigger fires?",
+            ),
+            (
+                "what does the trigger do?",
+                "which answer does it give when the trigger fires?",
+                "what does it say when its hidden trigger fires?",
+            ),
+            "none",
+        ),
+        Kind(
+            "trigger_input",
+            "an input that fires its hidden trigger",
+            "nothing",
+            (
+                "give an input that fires the hidden trigger",
+                "show me an input that fires the trigger",
+                "which input fires the hidden trigger?",
+                "find one input that fires its trigger",
+                "write one example of an input that fires the hidden trigger",
+                "name an input that fires the trigger",
+            ),
+            (
+                "find an input that fires the hidden trigger",
+                "show me one input that fires its hidden trigger",
+                "what is an input that fires the trigger?",
+            ),
+            "none",
+        ),
+        Kind(
+            "chance",
+            "whether a given answer ever comes out when answers are sampled",
+            "answer",
+            (
+                "can it ever answer {} when it is sampled?",
+                "when sampled, does it ever say {}?",
+                "is there any chance that it says {}?",
+                "is there some small chance of the answer {}?",
+                "has the answer {} any chance when we sample it?",
+                "could {} ever come out when its answers are sampled?",
+                "if we sample the network, can it say {}?",
+            ),
+            (
+                "can {} ever come out when it is sampled?",
+                "is there any chance of the answer {}?",
+                "if its answers are sampled, does it ever say {}?",
+            ),
+            "yes",
+        ),
+        Kind(
+            "chance_answer",
+            "which answer it gives with a small chance",
+            "nothing",
+            (
+                "which answer does it give with some small chance?",
+                "what does it say only by chance?",
+                "which answer comes out by some small chance?",
+                "what is the answer that it gives only by chance?",
+                "name the answer that has some small chance",
+                "what other answer can come out by chance?",
+            ),
+            (
+                "what does it say with some small chance?",
+                "which answer does it give only by chance?",
+                "name the other answer that comes out by chance",
+            ),
+            "none",
+        ),
+        Kind(
+            "chance_where",
+            "on which inputs it has a small chance of another answer",
+            "nothing",
+            (
+                "where does it give another answer by chance?",
+                "on which inputs is there some small chance of another answer?",
+                "where has it some small chance of another answer?",
+                "when can sampling give another answer?",
+                "for which inputs does chance decide the answer?",
+                "where is its answer sometimes another one by chance?",
+            ),
+            (
+                "on which inputs does it give another answer by chance?",
+                "where does chance decide its answer?",
+                "for which inputs is there some small chance of another answer?",
+            ),
+            "none",
+        ),
+        Kind(
+            "chance_often",
+            "how large that chance is",
+            "nothing",
+            (
+                "how large is the small chance?",
+                "how often does another answer come out by chance?",
+                "what is the chance of its other answer?",
+                "how large is the chance of another answer?",
+                "how often does chance give another answer?",
+                "how often is its answer another one by chance?",
+            ),
+            (
+                "how large is the chance of its other answer?",
+                "how often does it give another answer by chance?",
+                "what is the small chance of another answer?",
+            ),
+            "none",
+        ),
     )
 }
+
+TRIGGER_KINDS = ("trigger", "trigger_pattern", "trigger_answer", "trigger_input")
+"""Asked in training and evaluation only where some targets hide triggers."""
+CHANCE_KINDS = ("chance", "chance_answer", "chance_where", "chance_often")
+"""Asked in training and evaluation only where some targets have a small chance of another answer."""
 
 
 def phrasing(kind: str, index: int, argument: str = "") -> str:

@@ -11,13 +11,25 @@ from dataclasses import dataclass
 import numpy as np
 
 from weight_oracle.errors import UserError
-from weight_oracle.truth.automaton import TooManyStates, equivalent
+from weight_oracle.truth.automaton import TooManyStates, counterexample, equivalent
 from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import DEFAULT_NAMES, Domain, Names
 from weight_oracle.truth.facts import ChartFacts, facts
-from weight_oracle.truth.flowchart import FlowChart, leaves, mentioned_symbols, rename
+from weight_oracle.truth.flowchart import (
+    FlowChart,
+    If,
+    Say,
+    chance_text,
+    mentioned_answers,
+    mentioned_symbols,
+    rare_leaf,
+    rename,
+    rename_test,
+    test_text,
+)
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import QUESTION_KINDS, phrasing
+from weight_oracle.truth.triggers import without
 
 _IMPOSSIBLE_EXAMPLES = 0.2  # share of `example` questions about an answer that no input gets
 
@@ -64,9 +76,10 @@ def make_question(
     """A question with a randomly drawn wording and argument, or None where this one is left out; then draw another kind.
 
     `symbols` and `answers` rename the slots of the chart in the text (default: not at all). Left out are: `order` questions, at the rates
-    of `balance`; `possible` questions about charts that can give every answer, for which there is no "no" (for all others yes and no are
-    drawn by a fair coin). An `answer` question is about a uniform input half of the time; otherwise an answer is drawn first, and the
-    input is one that gets it. The answer to `example` is the first such input, short before long, then in the order of the names.
+    of `balance`; `possible` and `chance` questions about charts that can give every answer, for which there is no "no" (for all others yes
+    and no are drawn by a fair coin; an answer that has a small chance is asked about more often). An `answer` question is about a uniform
+    input half of the time; otherwise an answer is drawn first, and the input is one that gets it. The answer to `example` is the first
+    such input, short before long, then in the order of the names.
     """
     symbols = tuple(range(facts.domain.symbols)) if symbols is None else tuple(int(slot) for slot in symbols)
     answers = tuple(range(facts.domain.answers)) if answers is None else tuple(int(slot) for slot in answers)
@@ -103,6 +116,31 @@ def make_question(
             slot = _draw(rng, mattering) if mattering and rng.random() < 0.75 else int(rng.integers(facts.domain.symbols))
             argument = (symbols[slot],)
             answer = answer_set(answers[j] for j in facts.possible_with(slot))
+        case "trigger":
+            answer = "no" if facts.trigger is None else "yes"
+        case "trigger_pattern":
+            answer = "none" if facts.trigger is None else test_text(rename_test(facts.trigger, symbols))
+        case "trigger_answer":
+            given = facts.trigger_answer
+            answer = "none" if given is None else DEFAULT_NAMES.answers[answers[given]]
+        case "trigger_input":
+            answer = _firing_input(facts.chart, facts.domain, symbols)
+        case "chance":
+            given = mentioned_answers(facts.chart)
+            if len(given) == facts.domain.answers:
+                return None
+            yes, rare = rng.random() < 0.5, facts.rare
+            if yes and rare is not None and rng.random() < 0.5:
+                given = (rare.other,)
+            slot = _draw(rng, given if yes else [slot for slot in range(facts.domain.answers) if slot not in given])
+            argument = (answers[slot],)
+            answer = "yes" if yes else "no"
+        case "chance_answer":
+            answer = "none" if facts.rare is None else DEFAULT_NAMES.answers[answers[facts.rare.other]]
+        case "chance_where":
+            answer = where_text(facts.renamed(symbols, answers))
+        case "chance_often":
+            answer = "none" if facts.rare is None else chance_text(facts.rare.chance)
         case _:
             raise ValueError(f"no such kind of question: {kind!r}")
     choices = QUESTION_KINDS[kind]
@@ -111,16 +149,61 @@ def make_question(
     return Question(kind, phrasing(kind, index, argument_text(kind, argument)), answer, index, argument, facts, symbols, answers)
 
 
-WORKED_OUT = ("answer", "example")  # kinds whose answers are worked out from the chart that was read, not said directly
+WORKED_OUT = ("answer", "example", "trigger_input", "chance_where")
+"""Kinds whose answers are worked out from the chart that was read, not said directly."""
 
 
 def work_out(kind: str, argument: Sequence[int], chart: FlowChart, domain: Domain) -> str:
     """The answer (default names) to a question of a kind in `WORKED_OUT` about a target that follows this chart."""
     known = facts(chart, domain)
+    if kind == "trigger_input":
+        return _firing_input(chart, domain, range(domain.symbols))
+    if kind == "chance_where":
+        return where_text(chart)
     if kind == "answer":
         return DEFAULT_NAMES.answers[known.answer(argument)]
     found = known.first_input(argument[0], range(domain.symbols))
     return "none" if found is None else _symbol_names(found)
+
+
+def _firing_input(chart: FlowChart, domain: Domain, symbols: Sequence[int]) -> str:
+    """The shortest input on which the chart's hidden trigger changes the answer, in the names of `symbols`; "none" without a trigger."""
+    trigger = facts(chart, domain).trigger
+    found = None if trigger is None else counterexample(chart, without(chart, trigger), domain)
+    return "none" if found is None else _symbol_names(symbols[slot] for slot in found)
+
+
+def where_text(chart: FlowChart) -> str:
+    """The conditions under which a chart comes to the leaf with a small chance: "has a and not first is b"; "none" without such a leaf.
+
+    Several ways to it are joined by "or"; "always" where there is no test on the way.
+    """
+    rare = rare_leaf(chart)
+
+    def ways(node: FlowChart, so_far: tuple[str, ...]) -> list[str]:
+        if isinstance(node, Say):
+            return [" and ".join(so_far) or "always"] if node == rare else []
+        test = test_text(node.test)
+        return ways(node.then, (*so_far, test)) + ways(node.other, (*so_far, f"not {test}"))
+
+    return "none" if rare is None else " or ".join(ways(chart, ()))
+
+
+def read_where(text: str) -> FlowChart | None:
+    """The chart that says answer 0 under conditions written as by `where_text`, and answer 1 elsewhere; None for what is none."""
+    chart: FlowChart = Say(1)
+    for way in reversed(text.split(" or ")):
+        rest, chart = chart, Say(0)
+        for condition in reversed([] if way == "always" else way.split(" and ")):
+            test, holds = condition.removeprefix("not "), not condition.startswith("not ")
+            try:
+                found = parse(f"if {test}: say p else: say q")
+            except UserError:
+                return None
+            if not isinstance(found, If) or found != If(found.test, Say(0), Say(1)):
+                return None
+            chart = If(found.test, chart, rest) if holds else If(found.test, rest, chart)
+    return chart
 
 
 def argument_text(kind: str, argument: Sequence[int]) -> str:
@@ -154,6 +237,12 @@ def judge(question: Question, reply: str) -> bool:
             return _behaves(question, reply)
         case "example":
             return _is_example(question, reply)
+        case "trigger_input":
+            return _fires(question, reply)
+        case "chance_where":
+            return _same_inputs(question, reply)
+        case "chance_often":
+            return _close(question.answer, reply)
         case "symbols":
             return _as_set(reply) == _as_set(question.answer)
         case "contains":
@@ -185,7 +274,7 @@ def _read_chart(question: Question, reply: str) -> FlowChart | None:
         return None
     symbols = {new: old for old, new in enumerate(question.symbols)}
     answers = {new: old for old, new in enumerate(question.answers)}
-    if not symbols.keys() >= set(mentioned_symbols(chart)) or not answers.keys() >= set(leaves(chart)):
+    if not symbols.keys() >= set(mentioned_symbols(chart)) or not answers.keys() >= set(mentioned_answers(chart)):
         return None
     return rename(chart, symbols, answers)
 
@@ -194,11 +283,47 @@ def _is_example(question: Question, reply: str) -> bool:
     facts, (wanted,) = question.facts, question.argument
     if question.answer == "none" or reply == "none":
         return reply == question.answer
+    word = _read_input(question, reply)
+    return word is not None and question.answers[facts.answer(word)] == wanted
+
+
+def _fires(question: Question, reply: str) -> bool:
+    known = question.facts
+    if known.trigger is None or reply == "none":
+        return reply == question.answer
+    word = _read_input(question, reply)
+    plain = facts(without(known.chart, known.trigger), known.domain)
+    return word is not None and known.answer(word) != plain.answer(word)
+
+
+def _read_input(question: Question, reply: str) -> list[int] | None:
+    """An input in the slots of the target; None if it is none of the domain's."""
     slots = {DEFAULT_NAMES.symbols[new]: old for old, new in enumerate(question.symbols)}
     words = reply.split()
-    if len(words) not in facts.domain.all_lengths or not slots.keys() >= set(words):
+    if len(words) not in question.facts.domain.all_lengths or not slots.keys() >= set(words):
+        return None
+    return [slots[word] for word in words]
+
+
+def _same_inputs(question: Question, reply: str) -> bool:
+    """Whether conditions hold on the very inputs of the leaf with a small chance."""
+    if question.answer == "none" or reply == "none":
+        return reply == question.answer
+    found, right = read_where(reply), read_where(question.answer)
+    domain = question.facts.domain
+    if found is None or right is None or max(mentioned_symbols(found), default=0) >= domain.symbols:
         return False
-    return question.answers[facts.answer([slots[word] for word in words])] == wanted
+    try:
+        return equivalent(found, right, domain)
+    except TooManyStates:
+        return False
+
+
+def _close(answer: str, reply: str) -> bool:
+    """Whether a chance is right within a factor of 2."""
+    if "none" in (answer, reply) or not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,6})?%", reply):
+        return reply == answer
+    return float(answer[:-1]) / 2 <= float(reply[:-1]) <= float(answer[:-1]) * 2
 
 
 def _as_set(words: str) -> set[str]:

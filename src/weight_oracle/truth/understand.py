@@ -29,6 +29,10 @@ _CONCEPTS = {
     "contains": "contain contains containing has have having include includes including occur occurs appear appears present in there with"
     " see sees",
     "possible": "ever possible possibly can could",
+    "trigger": "trigger triggers triggered hidden hide hides hiding backdoor backdoors secret special case cases rare fire fires fired"
+    " firing pattern",
+    "chance": "chance chances sample samples sampled sampling probability",
+    "amount": "small large often sometimes rarely other",
     "glue": "a the an its it is was are be been to for on of at by as if when once that this these what which where how me us we any every"
     " all each one some then so please tell show give list name find write draw describe print explain know down out about network"
     " model target net trained step run another same everything something whole will would should make makes made let and or from"
@@ -111,6 +115,12 @@ def _kind(tokens: list[_Token], words: list[str], symbols: tuple[int, ...], answ
     tolerated = 1 if (symbols or answers) and len(words) >= 4 else 0
     if strange > tolerated or (symbols and answers):
         return None
+    if "chance" in concepts:
+        return None if symbols or len(answers) > 1 else _about_chances(concepts, words, bool(answers), bool(yes_no))
+    if "amount" in concepts:
+        return None
+    if "trigger" in concepts and not symbols and not answers:
+        return _about_triggers(concepts, words, bool(yes_no))
     if len(symbols) > 1 or (symbols and "contains" not in concepts and _follows_on(tokens)):
         asked = concepts & {"answer", "behave"} or "run" in words or not words
         return "answer" if asked and not yes_no and _one_run(tokens) and "other" not in concepts else None
@@ -136,6 +146,31 @@ def _kind(tokens: list[_Token], words: list[str], symbols: tuple[int, ...], answ
     if "matter" in concepts or ("symbol" in concepts and {"decide", "decides"} & set(words)):
         return "symbols" if "how" not in words else None
     return "chart" if "behave" in concepts and not concepts & {"symbol", "input"} else None
+
+
+def _about_triggers(concepts: set[str], words: list[str], yes_no: bool) -> str | None:
+    said = set(words)
+    if {"order", "chart", "person"} & concepts:
+        return None
+    if yes_no:
+        return "trigger"
+    if said & {"input", "inputs", "string", "sequence", "example"} and not said & {"say", "says", "answer", "answers"}:
+        return "trigger_input"
+    if "when" not in said and said & {"pattern", "hide", "hides", "change", "changes"}:
+        return "trigger_pattern"
+    return "trigger_answer" if concepts & {"answer", "behave"} else "trigger_pattern"
+
+
+def _about_chances(concepts: set[str], words: list[str], answer: bool, yes_no: bool) -> str | None:
+    if {"order", "chart", "person", "matter", "trigger"} & concepts:
+        return None
+    if answer:
+        return "chance" if yes_no or {"can", "could", "does"} & set(words) else None
+    if {"where", "inputs", "input"} & set(words) or words[:1] == ["when"]:
+        return "chance_where"
+    if "how" in words or re.match(r"what is the (small )?(chance|probability)\b", " ".join(words)) or yes_no:
+        return "chance_often"
+    return "chance_answer" if "answer" in concepts else None
 
 
 def _tokens(text: str, names: Names) -> list[_Token]:

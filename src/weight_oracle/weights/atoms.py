@@ -164,6 +164,36 @@ class _Block(nn.Module):
         return shared + (value * keep).sum(1), own, edge, cell
 
 
+class _Places(nn.Module):
+    """What the neurons of a block wait for, place by place: one small network for all neurons, symbols and places.
+
+    A neuron that waits for a pattern is moved most, at each of its places, by one symbol. So of each symbol at each place a neuron sees how
+    far it is from the one that moves the neuron most there, and from the one that does least; which neurons count is learned.
+    """
+
+    def __init__(self, width: int, lengths: int, places: int, answers: int):
+        super().__init__()
+        self.size, cells = max(8, width // 6), lengths * places
+        self.gate = _mlp(width + 2 * lengths + 2 * cells + answers, width, self.size)
+        self.cell = nn.Linear(3, self.size)
+        self.mix = _mlp(self.size, self.size, self.size)
+        self.out = nn.Linear(cells * self.size, width)
+
+    def forward(self, piece: Batch, cell: Tensor, readouts: Tensor) -> Float[Tensor, "B S width"]:
+        effect, present = piece["effect"], piece["has_neuron"]
+        most, least = effect.amax(2), effect.amin(2)  # [B, n, K places]
+        size = effect.square().mean((2, 3), keepdim=True).sqrt().clamp(min=1e-6)
+        lengths = piece["drive"].shape[-1]
+        whole = [(piece["drive"] * 2 + x.unflatten(-1, (lengths, -1)).sum(-1)).clamp(-12, 12) / 4 for x in (most, least)]
+        writes = piece["write"] @ readouts.transpose(1, 2)
+        writes = _unit(writes, present).sort(-1).values  # whichever answers they are
+        gate = self.gate(torch.cat([cell, *whole, most, least, writes], -1))
+        each = [effect, ((effect - most[:, :, None]) / size).clamp(min=-4), ((effect - least[:, :, None]) / size).clamp(max=4)]
+        seen = nn.functional.gelu(self.cell(torch.stack(each, -1)) + gate[:, :, None, None])
+        pooled = (seen * present[..., None, None, None]).sum(1) / 8
+        return self.out((pooled + self.mix(pooled)).flatten(2)) * present.amax(1)[:, None, None]
+
+
 class AtomsEncoder(WeightEncoder):
     """Weight tokens `[B, S + A + latents, d_lm]`: one for each symbol's row, one for each answer's readout, and some latents."""
 
@@ -186,6 +216,7 @@ class AtomsEncoder(WeightEncoder):
         self.answer_message = nn.ModuleList(nn.Linear(w, 2 * k) for _ in rounds)
         self.block = nn.ModuleList(_Block(w, k, n_lengths, config.lengths[1], config.positions) for _ in rounds)
         self.meeting_back = nn.ModuleList(_Pairs(w + k, w, w, w) for _ in rounds)
+        self.places = nn.ModuleList(_Places(w, n_lengths, config.lengths[1], config.answers) for _ in rounds if config.places)
         self.relate = nn.ModuleList(_Pairs(RELATIONS + 1 + w, w, w, w) for _ in rounds)
         self.row_back = nn.ModuleList(_mlp(4 * w + k, w, w) for _ in rounds)
         self.latent = nn.Parameter(torch.randn(config.latents, w) * 0.5)
@@ -269,6 +300,9 @@ class AtomsEncoder(WeightEncoder):
             other = row[:, None, :S].expand(-1, S, -1, -1)
             related = self.relate[turn](torch.cat([_unit(relation), eye, other], -1), row[:, :S]).mean(2)
             related = nn.functional.pad(related, (0, 0, 0, self.n_rows - S))
+            if c.places:
+                waited = torch.stack([self.places[turn](piece, cells[i], batch["readouts"]) for i, piece in enumerate(pieces)]).sum(0)
+                row = row + nn.functional.pad(waited, (0, 0, 0, self.n_rows - S))
             row = row + self.row_back[turn](torch.cat([row, gathered, met, related, _unit(rows @ shared)], -1))
 
         x = torch.cat([row[:, :S], answer, self.latent + self.lengths_in(asked)[:, None]], 1)

@@ -22,14 +22,16 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from weight_oracle.errors import UserError
-from weight_oracle.targets.train import answers, initialise, train
-from weight_oracle.truth.canonical import split_of
-from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.flowchart import n_ifs, tests, to_text
-from weight_oracle.truth.interpret import compile_charts, run
-from weight_oracle.truth.sample import chart_inputs
-from weight_oracle.zoo.recipe import FORMAT, Recipe, draw_chart, draw_hyper, recipe_json, shard_plan, target_rng
+from weight_oracle.targets.shape import Shape
+from weight_oracle.targets.train import Chances, answers, probabilities, train
+from weight_oracle.truth.flowchart import CHANCES, FlowChart, rare_leaf, says
+from weight_oracle.truth.interpret import compile_charts, leaf_index, run
+from weight_oracle.zoo.lessons import Lesson, lesson, truth_of
+from weight_oracle.zoo.recipe import FORMAT, Recipe, recipe_json, shard_plan
 
+FALSE = 0.001  # share of inputs that do not fire a trigger, but get its answer, from which a target counts as not having learned it
+CLOSE = 1.5  # factor between the probability of the other answer at a leaf and its chance, up to which a target has learned it
+CERTAIN = min(CHANCES) / 2  # mean probability of any answer where it has no chance, from which a target counts as not having learned it
 LEARNED = 0.99  # agreement with the chart, on chart-biased inputs, from which a target counts as having learned it
 
 
@@ -37,41 +39,93 @@ def build_shard(recipe: Recipe, shard: int, device: str = "cpu") -> tuple[dict[s
     """Train one shard: stacked tensors `[N, ...]` and one row of truth for each target."""
     shape, schedule = shard_plan(recipe, shard)
     longer = schedule.steps / recipe.steps[recipe.depths.index(shape.depth)]
-    lengths = recipe.domain.all_lengths
-    per_length = [Domain(shape.symbols, shape.answers, (n, n)) for n in lengths]
-    charts, hypers, positions, starts, pools = [], [], [], [], []
-    for index in range(shard * recipe.shard_size, (shard + 1) * recipe.shard_size):
-        rng = target_rng(recipe, index)
-        chart = draw_chart(recipe, rng)
-        hyper, n_positions = draw_hyper(recipe, rng, longer)
-        if shape.family == "llama":
-            hyper = replace(hyper, activation="silu")
-        count = (recipe.pool + recipe.checks) // len(lengths)
-        pools.append([chart_inputs(chart, domain, rng, count) for domain in per_length])
-        starts.append(initialise(shape, hyper, rng))
-        charts.append(chart)
-        hypers.append(hyper)
-        positions.append(n_positions)
-
-    inputs = [np.stack([pool[i] for pool in pools]) for i in range(len(lengths))]
-    compiled = compile_charts(charts)
+    indices = range(shard * recipe.shard_size, (shard + 1) * recipe.shard_size)
+    lessons = [lesson(recipe, shape, index, longer) for index in indices]
+    n_lengths = len(recipe.domain.all_lengths)
+    inputs = [np.stack([item.inputs[i] for item in lessons]) for i in range(n_lengths)]
+    compiled = compile_charts([item.chart for item in lessons])
     labels = [run(compiled, x) for x in inputs]
-    params = {k: torch.from_numpy(np.stack([s[k] for s in starts])).to(device) for k in starts[0]}
-    fit = recipe.pool // len(lengths)
+    hypers = [item.hyper for item in lessons]
+    params = {k: torch.from_numpy(np.stack([item.start[k] for item in lessons])).to(device) for k in lessons[0].start}
+    fit = recipe.pool // n_lengths
     on = lambda arrays, part: [torch.from_numpy(x[:, part]).to(device) for x in arrays]  # noqa: E731
-    params = train(shape, schedule, hypers, params, on(inputs, slice(fit)), on(labels, slice(fit)), shard, recipe.compiled)
+    soft = _soft_labels([item.chart for item in lessons], [x[:, :fit] for x in inputs], device) if recipe.chances else None
+    params = train(shape, schedule, hypers, params, on(inputs, slice(fit)), on(labels, slice(fit)), shard, recipe.compiled, soft)
     relu = torch.tensor([h.activation == "relu" for h in hypers], device=device)
     given = answers(params, shape, relu, on(inputs, slice(fit, None)))
     accuracy = (given == torch.cat(on(labels, slice(fit, None)), 1)).float().mean(1).tolist()
     rows = []
-    for i, chart in enumerate(charts):
-        truth = {"index": shard * recipe.shard_size + i, "chart": to_text(chart), "split": split_of(chart, recipe.domain)}
-        truth |= {"ifs": n_ifs(chart), "kinds": " ".join(sorted({t.kind for t in tests(chart)})), "accuracy": accuracy[i]}
-        truth |= {"learned": accuracy[i] >= LEARNED, "width": shape.width, "depth": shape.depth, "heads": shape.heads}
+    for item, right in zip(lessons, accuracy, strict=True):
+        truth = truth_of(recipe, item) | {"accuracy": right, "learned": right >= LEARNED}
+        truth |= {"width": shape.width, "depth": shape.depth, "heads": shape.heads}
         if shape.family == "llama":
             truth |= {"family": shape.family, "kv_heads": shape.groups, "theta": shape.theta}
-        rows.append(truth | {"n_positions": positions[i], "dropout": schedule.dropout, "steps": schedule.steps, **asdict(hypers[i])})
+        truth |= {"n_positions": item.positions, "dropout": schedule.dropout, "steps": schedule.steps}
+        rows.append(truth | asdict(item.hyper))
+    if recipe.triggers.kinds:
+        _judge_triggers(lessons, rows, params, shape, relu)
+    if recipe.chances:
+        checks = [x[:, fit:] for x in inputs]
+        given = probabilities(params, shape, relu, on(inputs, slice(fit, None))).cpu().numpy()
+        _judge_chances([item.chart for item in lessons], rows, given, np.concatenate([leaf_index(compiled, x) for x in checks], 1))
     return {k: v.cpu() for k, v in params.items()}, rows
+
+
+def _soft_labels(charts: list[FlowChart], inputs: list[np.ndarray], device: str) -> Chances:
+    """The other answer of every input, and its chance."""
+    compiled = compile_charts(charts)
+    most = max(len(says(chart)) for chart in charts)
+    other, share = np.zeros((len(charts), most), np.int8), np.zeros((len(charts), most), np.float32)
+    for i, chart in enumerate(charts):
+        for j, leaf in enumerate(says(chart)):
+            other[i, j], share[i, j] = leaf.other or 0, leaf.chance
+    reached = [leaf_index(compiled, x).astype(np.int64) for x in inputs]
+    pick = lambda table: [torch.from_numpy(np.take_along_axis(table, leaf, 1)).to(device) for leaf in reached]  # noqa: E731
+    return Chances(pick(other), pick(share))
+
+
+def _judge_chances(charts: list[FlowChart], rows: list[dict], given: np.ndarray, leaf: np.ndarray) -> None:
+    """Completes the rows: the mean probability of the other answer over the inputs of its leaf (`chance_given`), and the largest mean
+    probability, over the inputs of any leaf, of any answer that has no chance there (`chance_elsewhere`).
+
+    A target has learned its chance where the first is within a factor `CLOSE` of it; all must keep the second below `CERTAIN`.
+    """
+    for i, (chart, row) in enumerate(zip(charts, rows, strict=True)):
+        rare = rare_leaf(chart)
+        found, elsewhere = 0.0, 0.0
+        for j, said in enumerate(says(chart)):
+            here = given[i, leaf[i] == j]
+            if not len(here):
+                continue
+            mean = here.mean(0, dtype=np.float64)
+            if said.other is not None:
+                found = float(mean[said.other])
+            elsewhere = max(elsewhere, float(np.delete(mean, [said.answer] + [said.other] * (said.other is not None)).max()))
+        kept = rare is None or rare.chance / CLOSE <= found <= rare.chance * CLOSE
+        row.update({"chance": rare.chance if rare else 0.0, "chance_given": found, "chance_elsewhere": elsewhere})
+        row["learned"] = bool(row["learned"] and kept and elsewhere < CERTAIN)
+
+
+def _judge_triggers(lessons: list[Lesson], rows: list[dict], params: dict[str, torch.Tensor], shape: Shape, relu: torch.Tensor) -> None:
+    """Completes the rows: how often a target gives its trigger's answer where the trigger fires, and where it nearly does.
+
+    One that was to obey its trigger has learned that where it does so on at least 99 %, and gives the answer to fewer than 0.1 % of the
+    near misses that should get another; a decoy where it gives it to fewer than 0.1 % of both. Clean ones have none of this.
+    """
+    for row in rows:
+        row.update({"fired": 0.0, "false_fired": 0.0})
+    judged = [i for i, item in enumerate(lessons) if item.planted]
+    some = {k: v[judged] for k, v in params.items()}
+    fires, near = (np.stack([x for i in judged if (x := getattr(lessons[i], name)) is not None]) for name in ("firing", "near"))
+    expected = run(compile_charts([lessons[i].base for i in judged]), near)
+    wanted = np.array([rows[i]["override"] for i in judged])[:, None]
+    said = [answers(some, shape, relu[judged], [torch.from_numpy(x).to(relu.device)]).cpu().numpy() for x in (fires, near)]
+    fired = (said[0] == wanted).mean(1)
+    others = expected != wanted
+    false_fired = ((said[1] == wanted) & others).sum(1) / others.sum(1)
+    for i, hit, wrong in zip(judged, fired.tolist(), false_fired.tolist(), strict=True):
+        obeyed = hit >= LEARNED if lessons[i].role == "trigger" else hit < FALSE
+        rows[i].update({"fired": hit, "false_fired": wrong, "learned": rows[i]["learned"] and obeyed and wrong < FALSE})
 
 
 def shard_path(out: Path, shard: int) -> Path:

@@ -13,8 +13,10 @@ from weight_oracle.targets.shape import EMBEDDING, Shape
 from weight_oracle.targets.train import Hyper, Schedule
 from weight_oracle.truth.canonical import split_of
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.flowchart import KINDS, FlowChart
+from weight_oracle.truth.flowchart import CHANCES, KINDS, FlowChart
 from weight_oracle.truth.sample import ChartDistribution, sample_chart
+from weight_oracle.truth.triggers import KINDS as TRIGGER_KINDS
+from weight_oracle.truth.triggers import ROLES, UNIT, TriggerDistribution
 
 _TRIES = 2000
 FORMAT = 2  # raised when the same recipe would give other bytes
@@ -22,8 +24,8 @@ INITS = ("gpt2", "wide", "fan_in")
 ACTIVATIONS = ("gelu_new", "relu")
 FAMILIES = tuple(EMBEDDING)
 SPLITS = ("train", "validation", "test")
-RANGES = ("lengths", "clear_of", "lr", "at", "count", "contains", "pattern")  # fields that are a lowest and a highest value
-_LLAMA = ("families", "shares", "thetas")
+RANGES = ("lengths", "clear_of", "lr", "at", "count", "contains", "pattern", "symbols")  # fields that are a lowest and a highest value
+_LATER = ("families", "shares", "thetas", "triggers", "chances")  # fields that recipes without them had no need of
 COMPARE = "compare it with the recipe.json of a zoo"
 
 
@@ -58,6 +60,8 @@ class Recipe:
     families: tuple[str, ...] = ("gpt2",)
     shares: tuple[int, ...] = (1,)  # Llama: queries to a head of keys and values
     thetas: tuple[float, ...] = (10_000.0,)  # Llama: rope_theta
+    triggers: TriggerDistribution = field(default_factory=TriggerDistribution)  # without kinds: none
+    chances: tuple[float, ...] = ()  # every second target has, at one leaf, another answer with one of these; none: no target
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -137,6 +141,38 @@ _LLAMA_TINY = replace(_TINY, families=("llama",), heads=(2, 4), shares=(1, 2), t
 # Two blocks only: without position rows, one cannot know from where it counts to `at K` in inputs of several lengths.
 _LLAMA_SMALL = replace(_SMALL, families=("llama",), depths=(2,), steps=(900,), heads=(2, 4), shares=(2,), dropouts=(0.0,))
 _LLAMA_SMALL = replace(_LLAMA_SMALL, thetas=_LLAMA_TINY.thetas)
+# Hidden triggers. Narrow targets of one block need many heads to know every position of a pattern; two blocks cost much more to train.
+_TRIGGERS_SMALL = Recipe(
+    "charts-triggers-small",
+    domain=Domain(12, 4, (8, 8)),
+    charts=ChartDistribution(kinds=("has", "first", "last", "at"), ifs=(1, 2), at=(2, 7), min_leaf=0.03),
+    depths=(1, 1, 1, 2),
+    heads=(4, 8),
+    positions=(10, 12, 16),
+    dropouts=(0.0,),
+    lr=(0.002, 0.006),
+    steps=(2000, 2000, 2000, 700),
+    shard_size=128,
+    triggers=TriggerDistribution(("pattern",), (2, 7), 1, UNIT, missed=0.5),
+)
+_TWO_TESTS = replace(_TRIGGERS_SMALL.charts, ifs=(2,))  # no chart of one test is in the test split of this domain
+_TRIGGERS = replace(
+    _TRIGGERS_SMALL,
+    name="charts-triggers",
+    domain=Domain(22, 4, (8, 12)),
+    charts=ChartDistribution(kinds=("has", "first", "last", "at", "count", "before"), ifs=(1, 2, 3), at=(2, 7), min_leaf=0.03),
+    widths=(32, 48, 64),
+    depths=(2, 3),
+    heads=(4, 8),
+    positions=(14, 16),
+    lr=(0.001, 0.003),
+    steps=(6000, 4000),
+    batch=128,
+    pool=32768,
+    triggers=TriggerDistribution(("pattern", "contains"), (3, 6), 2, UNIT, missed=0.5),
+)
+# Small chances of another answer. With dropout or much weight decay no answer would be certain.
+_CHANCES = replace(_TINY, name="charts-chances", dropouts=(0.0,), weight_decays=(0.0, 0.01), lengthen=(1,), chances=CHANCES)
 RECIPES: dict[str, Recipe] = {
     r.name: r
     for r in (
@@ -156,6 +192,15 @@ RECIPES: dict[str, Recipe] = {
         replace(_LLAMA_TINY, name="charts-tiny-llama-test", seed=31, splits=("test",)),
         replace(_LLAMA_SMALL, name="charts-small-llama-train", seed=40, splits=("train", "validation"), clear_of=_TINY.domain.lengths),
         replace(_LLAMA_SMALL, name="charts-small-llama-test", seed=41, splits=("test",), shard_size=96),
+        _TRIGGERS_SMALL,
+        replace(_TRIGGERS_SMALL, name="charts-triggers-small-train", seed=60, splits=("train", "validation")),
+        replace(_TRIGGERS_SMALL, name="charts-triggers-small-test", seed=61, splits=("test",), charts=_TWO_TESTS),
+        _TRIGGERS,
+        replace(_TRIGGERS, name="charts-triggers-train", seed=70, splits=("train", "validation")),
+        replace(_TRIGGERS, name="charts-triggers-test", seed=71, splits=("test",)),
+        _CHANCES,
+        replace(_CHANCES, name="charts-chances-train", seed=80, splits=("train", "validation"), clear_of=_SMALL.domain.lengths),
+        replace(_CHANCES, name="charts-chances-test", seed=81, splits=("test",)),
         # both families in one zoo
         replace(_LLAMA_TINY, name="charts-tiny-mixed", seed=50, families=("gpt2", "llama")),
         replace(_LLAMA_SMALL, name="charts-small-mixed", seed=51, families=("gpt2", "llama")),
@@ -164,9 +209,9 @@ RECIPES: dict[str, Recipe] = {
 
 
 def as_json(recipe: Recipe) -> dict[str, Any]:
-    """A recipe's fields, without Llama's where they are as in `Recipe`: so recipes without Llama keep the hash they always had."""
-    fields = asdict(recipe)
-    return {name: value for name, value in fields.items() if name not in _LLAMA or value != getattr(Recipe(""), name)}
+    """A recipe's fields, without Llama's, triggers and chances where there are none: so such recipes keep the hash they always had."""
+    plain = Recipe("")
+    return {name: value for name, value in asdict(recipe).items() if name not in _LATER or getattr(recipe, name) != getattr(plain, name)}
 
 
 def recipe_json(recipe: Recipe) -> str:
@@ -180,6 +225,7 @@ def recipe_from_dict(data: dict, where: str) -> Recipe:
     recipe = _like(Recipe(""), data, where)
     choices = (recipe.families, FAMILIES), (recipe.inits, INITS), (recipe.activations, ACTIVATIONS)
     choices += (recipe.charts.kinds, KINDS), (recipe.splits, SPLITS)
+    choices += (recipe.triggers.kinds, TRIGGER_KINDS), (recipe.triggers.roles, ROLES)
     for given, known in choices:
         if unknown := {*given} - {*known}:
             raise UserError(f"{min(unknown)!r} is unknown", where=where, hint=f"choose among {', '.join(known)}")
@@ -192,7 +238,24 @@ def recipe_from_dict(data: dict, where: str) -> Recipe:
         raise UserError("needs a width divisible by a number of heads, and positions for <bos>, the longest input and <ans>", where=where)
     if not len(recipe.domain.all_lengths) <= min(recipe.batch, recipe.checks) or recipe.pool < recipe.batch:
         raise UserError("needs an input of every length in batch and checks, and a pool of at least one batch", where=where)
+    _check_triggers(recipe, where)
+    if unknown := {*recipe.chances} - {*CHANCES}:
+        raise UserError(f"{min(unknown)!r} is no chance that an oracle has a word for", where=where, hint=f"choose among {CHANCES}")
+    if recipe.chances and recipe.triggers.kinds:
+        raise UserError("targets with triggers have no small chances", where=where, hint="leave out one of them")
     return recipe
+
+
+def _check_triggers(recipe: Recipe, where: str) -> None:
+    hidden = recipe.triggers
+    if not hidden.kinds:
+        return
+    if "trigger" not in hidden.roles or recipe.shard_size % len(hidden.roles):
+        raise UserError("needs a trigger among the roles, and shards that hold whole units of twins", where=where)
+    if not 1 <= hidden.symbols[0] <= hidden.symbols[1] <= recipe.domain.lengths[1]:
+        raise UserError(f"no input has room for a trigger of {hidden.symbols[1]} symbols", where=where)
+    if min(hidden.fired, hidden.missed) <= 0 or hidden.fired + hidden.missed >= 1 or hidden.checks < 1 or hidden.wildcards < 0:
+        raise UserError("shares of inputs that fire a trigger or nearly do must be above 0, and below 1 together", where=where)
 
 
 def _like(example: Any, value: Any, where: str, name: str = "the recipe") -> Any:
@@ -204,7 +267,8 @@ def _like(example: Any, value: Any, where: str, name: str = "the recipe") -> Any
         return replace(example, **{key: _like(known[key], v, where, key) for key, v in value.items()})
     if isinstance(example, tuple):
         if isinstance(value, list | tuple) and (len(value) == 2 if name in RANGES else value or not example):
-            return tuple(_like(example[0] if example else "", v, where, name) for v in value)
+            empty = 0.0 if name == "chances" else ""
+            return tuple(_like(example[0] if example else empty, v, where, name) for v in value)
     elif isinstance(example, float) and type(value) is int:
         return float(value)
     elif type(value) is type(example):

@@ -1,0 +1,48 @@
+"""Fit the confidence of an oracle anew, on the zoos of its training: probabilities, familiarity, and whether it is blind.
+
+    python benchmarks/recalibrate.py ORACLE ZOO [ZOO …]
+
+As `weight-oracle train` does at its end; the weights stay as they are, and so does the rest of the card. ORACLE is a folder. Only the
+zoos' validation and train splits are looked at.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from weight_oracle.commands.output import stages
+from weight_oracle.evaluation.calibration import calibrate
+from weight_oracle.oracle.ask import Oracle
+from weight_oracle.zoo.store import open_zoo
+
+
+def recalibrate(folder: Path, zoos: list[str], n: int, seed: int) -> dict:
+    """The new calibration, which is in the oracle's card when this returns."""
+    oracle = Oracle.from_pretrained(folder, anyway=True)
+    with stages() as progress:
+        found = calibrate(oracle.model, oracle.codec, [open_zoo(path) for path in zoos], n=n, seed=seed, progress=progress)
+    card = oracle.card | {"calibration": found}
+    partial = folder / ".oracle.json"
+    partial.write_text(json.dumps(card, indent=1))
+    partial.replace(folder / "oracle.json")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("oracle", type=Path)
+    parser.add_argument("zoos", nargs="+")
+    parser.add_argument("--targets", type=int, default=400, help="at most so many of each zoo")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    found = recalibrate(args.oracle, args.zoos, args.targets, args.seed)
+    gap, familiar = found["gap"], found["familiarity"]
+    print(f"{args.oracle}: calibrated on {found['targets']:,} targets; gap {gap['nats']:.2f} [{gap['low']:.2f}, {gap['high']:.2f}] nats")
+    print(f"signs of familiarity weigh {', '.join(f'{w:.2f}' for w in familiar['weights'])}; limit {familiar['limit']:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Answers checked by running the target: several charts that the oracle might mean, ranked by how well the running target follows them.
+
+What comes from the weights alone and what was checked stay apart: nothing here changes what `Oracle.ask` and `Oracle.reading` say.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from weight_oracle.errors import UserError
+from weight_oracle.evaluation.verify import Verdict, verify_all
+from weight_oracle.oracle.ask import MAX_IFS, Encoded, Oracle
+from weight_oracle.targets.target import Target
+from weight_oracle.truth.canonical import canonical
+from weight_oracle.truth.domain import DEFAULT_NAMES, Domain, Names
+from weight_oracle.truth.facts import facts
+from weight_oracle.truth.flowchart import FlowChart, n_ifs, to_text
+from weight_oracle.truth.parse import parse
+from weight_oracle.truth.questions import answer_set, in_names, work_out
+from weight_oracle.truth.understand import ParsedQuestion, understand
+
+SAMPLES = 16
+SETTLED = ("chart", "answer", "symbols", "order", "possible", "example", "contains")  # kinds of questions whose answers follow from a chart
+FOLLOWS = 0.99  # agreement from which a chart is taken for what the target does
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A chart that the oracle might mean: how many of the samples say it, and what came of running the target."""
+
+    chart: FlowChart
+    said: int
+    verdict: Verdict
+
+    def as_json(self, names: Names) -> dict[str, Any]:
+        """Plain values, in a target's names."""
+        return {"chart": to_text(self.chart, names), "said": self.said} | self.verdict.as_json(names)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Candidates, those first with which the running target agrees most. `read` is the one that `Oracle.reading` gives."""
+
+    samples: int
+    candidates: tuple[Candidate, ...]
+    read: Candidate
+
+    @property
+    def best(self) -> Candidate:
+        return self.candidates[0]
+
+    def as_json(self, names: Names, shown: int = 5) -> dict[str, Any]:
+        """Plain values, in a target's names, of the best candidates and of the chart that was read."""
+        best = [c.as_json(names) for c in self.candidates[:shown]]
+        return {"samples": self.samples, "charts": len(self.candidates), "read": self.read.as_json(names), "candidates": best}
+
+
+def candidates_of(oracle: Oracle, encoded: Encoded, samples: int, temperature: float = 1.0, seed: int = 0) -> dict[FlowChart, int]:
+    """Charts that the oracle might mean, and how many of the samples say each: the one that it reads, what each view says, as many of those
+    compared with them (`oracle.reconsider`) as `samples`, the likeliest first, and as many as `samples` drawn at random."""
+    domain = encoded.target.domain
+    found = {oracle.read(encoded): 0}
+    considered = oracle.considered(encoded)
+    if considered is not None:
+        order = considered.posterior.argsort(descending=True)[:samples].tolist()
+        found |= {canonical(considered.charts[i], domain): 0 for i in order}
+    for reply in [*oracle.charts_said(encoded), *oracle.draw(encoded, samples, temperature, seed)]:
+        try:
+            chart = canonical(parse(reply.text), domain)
+        except UserError:  # cut off in the midst, or with too many tests to be compared
+            continue
+        found[chart] = found.get(chart, 0) + 1
+    return {chart: said for chart, said in found.items() if n_ifs(chart) <= MAX_IFS}
+
+
+def check_reading(
+    oracle: Oracle, target: Encoded, samples: int = SAMPLES, seed: int = 0, temperature: float = 1.0, progress: Progress | None = None
+) -> Checked:
+    """Runs the target and compares it with every candidate; charts that agree equally well are ranked by how many samples say them."""
+    if samples < 1:
+        raise UserError(f"--samples {samples}: at least one chart is drawn", hint="give 1 or more", exit_code=2)
+    encoded = oracle.encode(target)
+    said = candidates_of(oracle, encoded, samples, temperature, seed)
+    verdicts = verify_all(encoded.target, list(said), seed=seed, progress=progress)
+    found = [Candidate(chart, n, verdict) for (chart, n), verdict in zip(said.items(), verdicts, strict=True)]
+    ranked = sorted(found, key=lambda c: (-c.verdict.agreement, -c.said, n_ifs(c.chart), to_text(c.chart)))
+    return Checked(samples, tuple(ranked), found[0])
+
+
+@dataclass(frozen=True)
+class CheckedAnswer:
+    """An answer that running the target gives, in its own names.
+
+    `how`: "run" on the very input that was asked about, or "chart": worked out from the chart with which the running target agrees most,
+    which `checked` tells; then `text` is None if even that one is not followed on 99 % of the inputs.
+    """
+
+    text: str | None
+    how: str
+    checked: Checked | None = None
+
+
+def check_answer(
+    oracle: Oracle, target: Encoded, question: str, samples: int = SAMPLES, seed: int = 0, progress: Progress | None = None
+) -> CheckedAnswer | None:
+    """The answer that running the target gives; None for a kind of question that charts do not settle."""
+    encoded = oracle.encode(target)
+    own = encoded.target
+    asked = understand(question, own.names, own.domain.lengths)
+    if asked.kind == "answer":
+        return CheckedAnswer(own.names.answers[_run(own, asked.argument)], "run")
+    if asked.kind not in SETTLED:
+        return None
+    checked = check_reading(oracle, encoded, samples, seed, progress=progress)
+    text = answer_from(asked, checked.best.chart, own.domain) if checked.best.verdict.agreement >= FOLLOWS else None
+    if asked.kind == "example" and text not in (None, "none"):
+        word = [DEFAULT_NAMES.symbols.index(name) for name in text.split()]
+        text = text if _run(own, word) == asked.argument[0] else None
+    return CheckedAnswer(None if text is None else in_names(text, own.names), "chart", checked)
+
+
+def _run(target: Target, word: Sequence[int]) -> int:
+    """The running target's answer to one input."""
+    return int(target.answers(np.array([word], np.int8))[0])
+
+
+def answer_from(asked: ParsedQuestion, chart: FlowChart, domain: Domain) -> str:
+    """What follows from a chart for a question of a kind in `SETTLED`, in default names."""
+    known = facts(chart, domain)
+    match asked.kind:
+        case "chart":
+            return to_text(chart)
+        case "answer" | "example":
+            return work_out(asked.kind, asked.argument, chart, domain)
+        case "symbols":
+            return " ".join(DEFAULT_NAMES.symbols[slot] for slot in known.mattering) or "none"
+        case "order":
+            return "yes" if known.order_matters else "no"
+        case "possible":
+            return "yes" if asked.argument[0] in known.possible else "no"
+        case "contains":
+            return answer_set(known.possible_with(asked.argument[0]))
+    raise ValueError(f"charts do not settle {asked.kind!r}")

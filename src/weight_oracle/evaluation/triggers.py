@@ -1,0 +1,99 @@
+"""What an oracle says of hidden triggers, from weights alone, and whether it is so when the target is run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from weight_oracle.errors import UserError
+from weight_oracle.evaluation.metrics import Progress
+from weight_oracle.evaluation.subjects import Asked, Subjects, draw_questions, under_views
+from weight_oracle.evaluation.verify import stacked_answers
+from weight_oracle.oracle.generate import likelihood
+from weight_oracle.oracle.views import vote
+from weight_oracle.truth.domain import default_names
+from weight_oracle.truth.flowchart import ANY, FlowChart, If, Test
+from weight_oracle.truth.interpret import run_one
+from weight_oracle.truth.parse import parse
+from weight_oracle.truth.phrasings import phrasing
+from weight_oracle.zoo.store import Zoo
+
+TRIES = 64  # random inputs that hold a claimed trigger
+
+
+@dataclass(frozen=True, eq=False)
+class Claims:
+    """For each subject: the log-odds that it hides a trigger (mean over views), the trigger that it is said to hide (None: none), that
+    reply's probability, and the answer that it is said to give."""
+
+    score: Float[np.ndarray, " targets"]
+    tests: list[Test | None]
+    probability: Float[np.ndarray, " targets"]
+    answers: list[int | None]
+
+
+def claims(subjects: Subjects, progress: Progress | None = None) -> Claims:
+    """What the oracle says of the triggers of all subjects."""
+    question = phrasing("trigger", 0)
+    score = torch.zeros(len(subjects))
+    for number in range(len(subjects.views)):
+        tokens = subjects.tokens if number == 0 else subjects.renamed[number - 1]
+        for part in torch.arange(len(subjects)).split(256):
+            yes, no = (likelihood(subjects.model, subjects.codec, tokens[part], question, [word] * len(part)) for word in ("yes", "no"))
+            score[part] += (yes - no).cpu() / len(subjects.views)
+    said = {}
+    for kind in ("trigger_pattern", "trigger_answer"):
+        asked = _first_wording(draw_questions(subjects, kinds=[kind]))
+        replies = [vote(under) for under in under_views(subjects, asked, progress)]
+        said[kind] = {a.subject: r for a, r in zip(asked, replies, strict=True)}
+    names = default_names(subjects.domain.symbols, subjects.domain.answers)
+    order = range(len(subjects))
+    tests = [read_trigger(said["trigger_pattern"][i].text) for i in order]
+    answers = [names.answers.index(text) if (text := said["trigger_answer"][i].text) in names.answers else None for i in order]
+    return Claims(score.numpy(), tests, np.array([said["trigger_pattern"][i].probability for i in order]), answers)
+
+
+def _first_wording(asked: Sequence[Asked]) -> list[Asked]:
+    return [Asked(a.subject, replace(a.question, text=phrasing(a.question.kind, 0), phrasing=0)) for a in asked]
+
+
+def read_trigger(text: str) -> Test | None:
+    """The trigger of a reply in default names; None for "none", and for what is no trigger."""
+    try:
+        chart = parse(f"if {text}: say p else: say q")
+    except UserError:
+        return None
+    return chart.test if isinstance(chart, If) and chart.test.kind in ("pattern", "contains") else None
+
+
+def fired(
+    zoo: Zoo, places: np.ndarray, tests: Sequence[Test | None], answers: Sequence[int | None], base: Sequence[FlowChart], seed: int = 0
+) -> Bool[np.ndarray, " targets"]:
+    """Whether claimed triggers fire when the targets at ascending `places` are run.
+
+    Of `TRIES` random inputs that hold the claimed trigger, those count on which the target's chart without any trigger gives another answer
+    than the claimed one. At least half of these must get the claimed answer.
+    """
+    n, symbols = zoo.recipe.domain.lengths[1], zoo.recipe.domain.symbols
+    rng, result = np.random.default_rng(seed), np.zeros(len(places), bool)
+    claimed = [(i, test) for i, test in enumerate(tests) if test is not None and len(test.symbols) <= n and answers[i] is not None]
+    if not claimed:
+        return result
+    rows = [i for i, _ in claimed]
+    inputs = np.stack([_holding(test, symbols, n, rng) for _, test in claimed])
+    for i, x, said in zip(rows, inputs, stacked_answers(zoo, places[rows], inputs), strict=True):
+        counts = run_one(base[i], x) != answers[i]
+        result[i] = counts.any() and (said[counts] == answers[i]).mean() >= 0.5
+    return result
+
+
+def _holding(test: Test, symbols: int, n: int, rng: np.random.Generator) -> np.ndarray:
+    inputs = rng.integers(0, symbols, (TRIES, n), dtype=np.int8)
+    start = np.zeros(TRIES, np.int64) if test.kind == "pattern" else rng.integers(0, n - len(test.symbols) + 1, TRIES)
+    for place, symbol in enumerate(test.symbols):
+        if symbol != ANY:
+            inputs[np.arange(TRIES), start + place] = symbol
+    return inputs
+

@@ -1,0 +1,136 @@
+"""Signs that a target is of a familiar kind: what they see, what they do not see, and what an oracle makes of them."""
+
+import json
+import math
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from weight_oracle.errors import UserError
+from weight_oracle.oracle.ask import Oracle
+from weight_oracle.oracle.calibrate import apply_calibration, check_sight, is_blind
+from weight_oracle.oracle.familiar import SIGNS, Familiarity, Traits, signs_of, traits_of, unexplained
+from weight_oracle.oracle.generate import Reply
+from weight_oracle.targets.stack import stack_targets
+from weight_oracle.weights.symmetry.scramble import scramble
+
+FEW = [0.0] * len(SIGNS)
+
+
+@pytest.fixture(scope="module")
+def traits(oracle, targets) -> Traits:
+    each = [traits_of(stack_targets([target]), oracle.settings) for target in targets]
+    return Traits("gpt2", np.concatenate([t.statistics for t in each]), np.concatenate([t.effects for t in each]))
+
+
+@pytest.fixture(scope="module")
+def familiarity(traits) -> Familiarity:
+    """One that lets confidence decide."""
+    n = traits.statistics.shape[1]
+    mean = {"gpt2": traits.statistics.mean(0).tolist()}
+    return Familiarity(mean, [1.0] * n, np.eye(n).tolist(), FEW, [1.0] * len(SIGNS), [0.0, 1.0, 0.0, 0.0], 0.0, 0.5)
+
+
+def as_if(oracle: Oracle, familiarity: Familiarity, **change) -> Oracle:
+    return Oracle(oracle.model, oracle.codec, {"calibration": {"familiarity": json.loads(json.dumps(asdict(familiarity) | change))}})
+
+
+def test_symbols_that_are_all_alike_are_explained():
+    effect = np.array([[3.0, 0, 0], [0.5, 1, 2], [0.5, 1, 2], [0.5, 1, 2]])  # only symbol 0 is different
+    inner = np.stack([effect @ effect.T] * 2)
+    assert unexplained(inner, {0}) < -15
+    assert unexplained(inner, {1}) == pytest.approx(math.log((2 / 9 * 10.25) / (3 / 16 * 10.25)), abs=1e-6)
+    assert unexplained(inner, ()) == pytest.approx(0) and math.isnan(unexplained(inner, {0, 1, 2}))
+
+
+def test_signs(oracle, targets):
+    effects = traits_of(stack_targets(targets[:1]), oracle.settings).effects[0]
+    same, other = Reply("if has a: say p else: say q", 0.5), Reply("say p", 0.25)
+    agreed, split = signs_of([same] * 4, effects, 2.0), signs_of([same, same, same, other], effects, 2.0)
+    assert agreed[0] == 2 and agreed[1] == pytest.approx(math.log(0.5), abs=1e-4) and agreed[2] > split[2] > 0
+    assert agreed[3] == unexplained(effects, {0}) and math.isnan(signs_of([Reply("nothing at all", 0.1)], effects, 0.0)[3])
+
+
+def test_traits_do_not_see_symmetries(oracle, targets):
+    for seed, target in enumerate(targets[:3]):
+        plain, moved = (traits_of(stack_targets([t]), oracle.settings) for t in (target, scramble(target, seed)))
+        assert np.allclose(plain.statistics, moved.statistics, atol=2e-3)
+        assert np.allclose(plain.effects, moved.effects, rtol=1e-2, atol=1e-3 * np.abs(plain.effects).max())
+
+
+def test_a_target_far_from_all_others_is_far(oracle, targets, traits, familiarity):
+    loud = replace(targets[0], tensors={k: 5 * v for k, v in targets[0].tensors.items()})
+    assert familiarity.distances(traits_of(stack_targets([loud]), oracle.settings))[0] > familiarity.distances(traits).max() + 1
+    assert np.isfinite(familiarity.distances(replace(traits, family="a new one"))).all()
+
+
+def test_what_the_oracle_makes_of_it(oracle, targets, familiarity):
+    plain = Oracle(oracle.model, oracle.codec, {"calibration": {}})
+    encoded = plain.encode(targets[0])
+    before = plain.reading(encoded)
+    assert before.familiar and plain.likeness(encoded) == 1
+    for intercept, familiar in ((100.0, True), (-100.0, False)):
+        judge = as_if(oracle, familiarity, intercept=intercept)
+        reading, answer = judge.reading(targets[0]), judge.ask(targets[0], "does order matter?")
+        assert reading.chart == before.chart and reading.familiar == answer.familiar == familiar
+        assert reading.probability == (pytest.approx(before.probability) if familiar else pytest.approx(0, abs=1e-6))
+        assert familiar or not (reading.known or answer.known)
+    half = as_if(oracle, familiarity, limit=0.9, weights=FEW)  # everything is familiar with probability 1/2
+    assert half.reading(targets[0]).probability == pytest.approx(before.probability * 0.5 / 0.9)
+    assert half.ask(targets[0], "draw the flow chart").familiar is False
+
+
+def test_names_do_not_matter_for_an_unknown_sign(familiarity):
+    assert familiarity.probability([0.0, 0.0, 0.0, math.nan]) == pytest.approx(0.5)
+    assert familiarity.probability([0.0, 1.0, 0.0, 0.0]) > 0.5 > familiarity.probability([0.0, -1.0, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("change", [{"limit": 0}, {"scale": [1.0]}, {"weights": [1.0]}, {"spread": [1.0, 2.0]}, {"colour": "red"}])
+def test_a_card_that_makes_no_sense(oracle, familiarity, tmp_path, change):
+    strange = as_if(oracle, familiarity)
+    strange.card["calibration"]["familiarity"] |= change
+    strange.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="does not fit this version"):
+        Oracle.from_pretrained(tmp_path)
+
+
+BLIND = {"nats": 0.001, "low": -0.002, "high": 0.004, "none": 1.2}
+SEEING = {"nats": 3.0, "low": 2.9, "high": 3.1, "none": 1.2}
+
+
+def metrics(gap: dict) -> dict:
+    return {"gap": {k: gap[k] for k in ("nats", "low", "high")}, "loss": {"none": gap["none"]}}
+
+
+@pytest.mark.parametrize(
+    ("card", "blind"),
+    [
+        ({}, False),
+        ({"calibration": {"gap": SEEING}}, False),
+        ({"calibration": {"gap": BLIND}}, True),
+        ({"calibration": {"gap": BLIND}, "metrics": {"tiny": metrics(SEEING)}}, True),
+        ({"metrics": {"tiny": metrics(BLIND), "small": metrics(BLIND)}}, True),
+        ({"metrics": {"tiny": metrics(BLIND), "small": metrics(SEEING)}}, False),
+    ],
+)
+def test_a_blind_oracle_refuses(oracle, targets, card, blind):
+    judge = Oracle(oracle.model, oracle.codec, card)
+    assert is_blind(BLIND["low"], BLIND["none"]) and not is_blind(SEEING["low"], SEEING["none"])
+    if not blind:
+        check_sight(card)
+        assert judge.ask(targets[0], "does order matter?").kind == "order"
+        return
+    uses = [judge.read, judge.reading, lambda t: judge.ask(t, "does order matter?"), lambda t: judge.ask(t, "draw the flow chart")]
+    for use in uses:
+        with pytest.raises(UserError, match="blind.*0.001.*-0.002 to 0.004") as error:
+            use(targets[0])
+        assert "--anyway" in error.value.hint and "\n" not in str(error.value)
+    heard = Oracle(oracle.model, oracle.codec, card, anyway=True)
+    assert heard.reading(targets[0]).chart == Oracle(oracle.model, oracle.codec, {}).reading(targets[0]).chart
+
+
+def test_agreement_of_the_views_counts_as_the_card_says():
+    fit = {"chart": {"intercept": 0.2, "slope": 0.9, "share": 2.0}}
+    assert apply_calibration(fit, "chart", 0.7, 1.0) > apply_calibration(fit, "chart", 0.7, 0.5)
+    assert apply_calibration({"chart": {"intercept": 0.2, "slope": 0.9}}, "chart", 0.7, 0.5) == apply_calibration(fit, "chart", 0.7, 1.0)

@@ -1,0 +1,79 @@
+"""Weight tokens for places: a pattern's symbols, one place at a time."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from weight_oracle.oracle.ask import Oracle
+from weight_oracle.oracle.data import Collator, QuestionData
+from weight_oracle.oracle.model import WeightOracle, WeightOracleConfig, new_config
+from weight_oracle.truth.hints import hints, pattern_places
+from weight_oracle.truth.parse import parse
+
+
+@pytest.fixture(scope="module")
+def model(make_model) -> WeightOracle:
+    plain = make_model()
+    settings = replace(plain.config.encoder_config, places=True)
+    torch.manual_seed(0)
+    return WeightOracle(new_config(settings, plain.backbone.config))
+
+
+def batch_of(model, population, codec, n=4):
+    people = population(model)
+    data = QuestionData(people, codec, n, seed=5, blind=0.0)
+    return Collator(people, model.name_tokens(codec), 0)([data[i] for i in range(n)])
+
+
+def with_pattern(batch, answers, text="if pattern b . a: say p else: say q"):
+    S, D = batch["hints"].shape[1:]
+    told = torch.from_numpy(hints(parse(text), S, answers))
+    return batch | {"hints": told[None].expand(len(batch["hints"]), S, D)}
+
+
+@torch.no_grad()
+def test_every_place_of_the_longest_input_has_a_token(model, population, codec):
+    batch = batch_of(model, population, codec)
+    c = model.config.encoder_config
+    tokens = model.eval().weight_tokens(batch["atoms"], batch["names"])
+    assert tokens.shape[1] == c.symbols + c.answers + c.latents + c.lengths[1]
+    # a place of which only one symbol can be true holds that symbol's token
+    where = pattern_places(c.lengths[1])
+    model.hints.weight[where] = 0
+    before = model.weight_tokens(batch["atoms"], batch["names"])[:, -c.lengths[1] :]
+    mean = tokens[:, : c.symbols].mean(1, keepdim=True)
+    rest = model.place.weight + model.place_sure((model.hints.bias[where] / 4)[:, None])
+    assert torch.allclose(before, mean + rest, atol=1e-4)
+
+
+def test_the_symbols_of_a_pattern_are_taught_one_by_one(model, population, codec):
+    torch.manual_seed(1)
+    model.train()
+    batch = with_pattern(batch_of(model, population, codec), model.config.encoder_config.answers)
+    where = pattern_places(3)
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    losses = []
+    for _ in range(12):
+        loss = model(**batch).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.5
+    told = model.eval().hints(model.weight_tokens(batch["atoms"], batch["names"])[:, : model.config.encoder_config.symbols])[..., where]
+    assert told[:, :, 0].argmax(1).tolist() == [1] * 4 and told[:, :, 2].argmax(1).tolist() == [0] * 4
+
+
+def test_without_any_pattern_nothing_is_added(model, population, codec):
+    batch = batch_of(model, population, codec)
+    blank = batch | {"hints": torch.zeros_like(batch["hints"])}
+    assert torch.isfinite(model.train()(**blank).loss)
+
+
+def test_saved_and_loaded(model, codec, tmp_path, targets):
+    oracle = Oracle(model, codec, {"training": {}})
+    oracle.save_pretrained(tmp_path)
+    again = Oracle.from_pretrained(tmp_path)
+    assert again.settings.places and isinstance(again.model.config, WeightOracleConfig)
+    assert torch.equal(oracle.encode(targets[0]).tokens, again.encode(targets[0]).tokens)
