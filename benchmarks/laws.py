@@ -122,7 +122,7 @@ def markdown(result: dict[str, Any]) -> str:
         power, floor, last = found["power"], found["floor"], list(found["slopes"].values())[-1]
         lines += ["", f"Power {_shown(power)}, floor {_shown(floor)}; at the last point 1 % more gives {_shown(last)} % less loss."]
         ahead = [f"{times} times as much would give {_shown({'value': v['loss']} | v)}" for times, v in found["times_as_much"].items()]
-        lines += [f"By this law {' and '.join(ahead)}.", ""]
+        lines += [f"By this law {' and '.join(ahead)}. Log losses scatter around it by {found['noise']:.3f}.", ""]
     if "ahead" in result:
         a = result["ahead"]
         low, high = a["interval"]

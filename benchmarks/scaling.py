@@ -189,13 +189,14 @@ def fit(out: Path, docs: Path) -> None:
     axes = {"compute": lambda p: flops[p["point"]["size"]] * p["point"]["steps"]}
     axes |= {"targets": lambda p: p["training_targets"], "parameters": lambda p: p["parameters"]}
     same = [load(p)["loss"] for p in seeds]
-    scatter = [(axes["compute"](load(p)), load(p)["loss"]) for p in curves["compute"]]  # around its law, for want of other seeds
-    noise = float(np.std(np.log(same), ddof=1)) if len(same) > 1 else spread(*np.array(scatter).T)
-    result: dict[str, Any] = {"noise_between_seeds": noise, "same_point_other_seeds": same, "flops_per_step": flops, "batch": BATCH}
+    seeds_differ = float(np.std(np.log(same), ddof=1)) if len(same) > 1 else 0.0
+    result: dict[str, Any] = {"noise_between_seeds": seeds_differ, "same_point_other_seeds": same, "flops_per_step": flops, "batch": BATCH}
     result["curves"] = {}
     for name, wanted in curves.items():
         points = [load(p) for p in wanted]
-        found = curve(points, np.array([axes[name](p) for p in points], float), noise)
+        x = np.array([axes[name](p) for p in points], float)
+        noise = max(seeds_differ, spread(x, np.array([p["loss"] for p in points])))
+        found = curve(points, x, noise) | {"noise": noise}
         for score in ("same_99", "agreement"):
             found[score] = [p[score] for p in points]
             found[f"{score}_interval"] = [mean_interval(np.array(p["per_target"][score])) for p in points]
@@ -215,7 +216,7 @@ def fit(out: Path, docs: Path) -> None:
     page = docs / "scaling.md"
     before, rest = page.read_text().split(MARKS[0])
     page.write_text(f"{before}{MARKS[0]}\n{markdown(result)}{MARKS[1]}{rest.split(MARKS[1])[1]}")
-    print(markdown(result), f"noise between seeds: {noise:.3f}")
+    print(markdown(result))
 
 
 def main() -> None:

@@ -222,6 +222,15 @@ def test_bad_input_is_one_clear_error(config, straight, change, message):
         scale(replace(config, **change))
 
 
+def test_a_run_goes_on_from_a_trained_oracle(config, nano_oracle, tmp_path):
+    out = str(tmp_path / "after")
+    scale(replace(config, out=out, start=str(nano_oracle), steps=1, lr=1e-9))
+    trained, after = (Oracle.from_pretrained(folder) for folder in (nano_oracle, out))
+    assert after.card["after"]["training"]["steps"] == 2
+    tensors = after.model.state_dict()
+    assert all(torch.allclose(tensors[name], tensor, rtol=2**-8, atol=1e-6) for name, tensor in trained.model.state_dict().items())
+
+
 def test_an_oracle_is_not_overwritten(config, nano_oracle):
     with pytest.raises(UserError, match="already holds an oracle"):
         scale(replace(config, out=str(nano_oracle)))

@@ -125,7 +125,7 @@ def apart(rows: Sequence[dict[str, Any]], recipe: Recipe, recipes: Sequence[Reci
     names = default_names(recipe.domain.symbols, recipe.domain.answers)
 
     def split(row: dict[str, Any]) -> str:
-        chart = parse(row["chart"], names) if others else None
+        chart = parse(row.get("base") or row["chart"], names) if others else None  # twins are in the split of what they share
         return APART if chart and any(split_of(chart, domain) != row["split"] for domain in others) else row["split"]
 
     return [row | {"split": split(row)} for row in rows]

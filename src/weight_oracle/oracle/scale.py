@@ -110,8 +110,9 @@ def scale(config: ScaleConfig, progress: Progress | None = None, device: str | N
     accelerator = Accelerator(mixed_precision="no" if use_cpu else "bf16", cpu=use_cpu)
     codec = Codec(vocabulary())
     zoos = [Fresh(Path(recipe.name), recipe, tuple(range(len(recipe.shapes))), {}) for recipe in recipes]
-    model = new_oracle(_train_config(config, recipes), zoos, codec)
-    before = _go_on_from(config.start, model, codec) if config.start else None
+    start = Oracle.from_pretrained(config.start) if config.start else None
+    model = new_oracle(_train_config(config, recipes), zoos, codec, start)
+    before = _go_on_from(start, str(config.start), model, codec) if start else None
     state: dict[str, Any] = {"step": 0, "config": config.identity, "tally": asdict(Tally()), "recipes": [r.hash for r in recipes]}
     moments: dict[str, Tensor] = {}
     if found:
