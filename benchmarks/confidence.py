@@ -322,7 +322,7 @@ def main() -> None:
     parser.add_argument("--zoos", nargs="+", required=True, help="test zoos like the oracle's training")
     parser.add_argument("--others", nargs="*", default=[], help="zoos of other widths and depths")
     parser.add_argument("--targets", type=int, default=150, help="of each zoo")
-    parser.add_argument("--strange", type=int, default=60, help="networks of each other kind")
+    parser.add_argument("--strange", type=int, default=60, help="networks of each other kind; 0: none, and no other zoos")
     parser.add_argument("--why", type=int, default=16, help="targets of each of the zoos whose parts are taken out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
@@ -359,8 +359,8 @@ def main() -> None:
         r = result[name]
         print(f"{name}: ECE {r['before']['ece']:.3f} before, {r['after']['ece']:.3f} after (by chance {r['after']['ece_by_chance']:.3f})")
 
-    strange = others(oracle, zoos[0], a.strange, a.seed)
-    for path in a.others:
+    strange = others(oracle, zoos[0], a.strange, a.seed) if a.strange else {}
+    for path in a.others if a.strange else ():
         zoo = open_zoo(path)
         places = sample_places(pick(zoo, "test"), a.strange, a.seed)
         strange[zoo.recipe.name] = judged(oracle, [zoo.target(zoo.truths[i]["index"]) for i in places], a.seed)

@@ -18,11 +18,13 @@ from weight_oracle.oracle.ask import Oracle
 from weight_oracle.zoo.store import open_zoo
 
 
-def recalibrate(folder: Path, zoos: list[str], n: int, seed: int) -> dict:
+def recalibrate(folder: Path, zoos: list[str], n: int, seed: int, probabilities_only: bool = False) -> dict:
     """The new calibration, which is in the oracle's card when this returns."""
     oracle = Oracle.from_pretrained(folder, anyway=True)
     with stages() as progress:
-        found = calibrate(oracle.model, oracle.codec, [open_zoo(path) for path in zoos], n=n, seed=seed, progress=progress)
+        about = oracle.model, oracle.codec, [open_zoo(path) for path in zoos]
+        found = calibrate(*about, n=n, seed=seed, progress=progress, probabilities_only=probabilities_only)
+    found = (oracle.card["calibration"] if probabilities_only else {}) | found
     card = oracle.card | {"calibration": found}
     partial = folder / ".oracle.json"
     partial.write_text(json.dumps(card, indent=1))
@@ -36,9 +38,10 @@ def main() -> None:
     parser.add_argument("zoos", nargs="+")
     parser.add_argument("--targets", type=int, default=400, help="at most so many of each zoo")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--probabilities-only", action="store_true", help="leave familiarity and gap as they are")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found = recalibrate(args.oracle, args.zoos, args.targets, args.seed)
+    found = recalibrate(args.oracle, args.zoos, args.targets, args.seed, args.probabilities_only)
     gap, familiar = found["gap"], found["familiarity"]
     print(f"{args.oracle}: calibrated on {found['targets']:,} targets; gap {gap['nats']:.2f} [{gap['low']:.2f}, {gap['high']:.2f}] nats")
     print(f"signs of familiarity weigh {', '.join(f'{w:.2f}' for w in familiar['weights'])}; limit {familiar['limit']:.3f}")

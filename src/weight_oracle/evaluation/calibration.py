@@ -32,7 +32,7 @@ from weight_oracle.oracle.tokenizer import Codec
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.flowchart import n_ifs, to_text
 from weight_oracle.truth.phrasings import phrasing
-from weight_oracle.truth.questions import Question, judge
+from weight_oracle.truth.questions import WORKED_OUT, Question, judge
 from weight_oracle.zoo.store import Zoo
 
 
@@ -95,6 +95,7 @@ def calibrate(
     n: int | None = 400,
     seed: int = 0,
     progress: Progress | None = None,
+    probabilities_only: bool = False,
 ) -> dict[str, Any]:
     """What `oracle.calibrate` and `oracle.familiar` need, from at most `n` targets of a split of each zoo that have learned their chart.
 
@@ -103,7 +104,7 @@ def calibrate(
     split has none of some number of tests, training targets stand in for them, as many as there are of the other numbers on average (which
     flatters the oracle a little, and less than leaving them out would wrong it). `split` None takes all
     targets, for a zoo with a seed of its own. Also gives the `temperature` of the chart's tokens, the `gap` by which the oracle is blind
-    or not, and the `familiarity` of targets. Raises `UserError` without such targets.
+    or not, and the `familiarity` of targets, unless `probabilities_only`. Raises `UserError` without such targets.
     """
     splits = [split] if split else ["train", "validation", "test"]
     expectation = expect(oracle_model, codec, zoos, seed)
@@ -118,7 +119,7 @@ def calibrate(
         subjects = encode(oracle_model, codec, zoo, wanted, progress, expectation=expectation)
         own = _chart_predictions(subjects, seed, progress)
         predictions.append(own)
-        losses += _losses(subjects, own, seed, progress)
+        losses += [] if probabilities_only else _losses(subjects, own, seed, progress)
         targets += len(subjects)
         more = stand_ins(zoo, wanted, pick_apart(zoo, "train", zoos), seed) if split == "validation" else wanted[:0]
         pieces = [subjects, encode(oracle_model, codec, zoo, more, progress, expectation=expectation)] if len(more) else [subjects]
@@ -134,10 +135,12 @@ def calibrate(
     result["expectation"] = asdict(expectation)
     for kind, replies in sorted(said.items()):
         probabilities, shares, right = zip(*replies, strict=True)
-        result[kind] = fit_platt(probabilities, np.array(right), shares)
+        # where a second look overrules all views, none of them has said the chart: their share says nothing about it
+        result[kind] = fit_platt(probabilities, np.array(right), None if kind in ("chart", *WORKED_OUT) else shares)
     if losses:
         result["gap"] = gap_of(losses)
-    result["familiarity"] = asdict(familiarity(oracle_model, codec, zoos, held, seed))
+    if not probabilities_only:
+        result["familiarity"] = asdict(familiarity(oracle_model, codec, zoos, held, seed))
     return result
 
 

@@ -157,7 +157,3 @@ class Familiarity:
         """The probability that a target with these signs is of the kind trained on; a sign that is NaN counts as an average one."""
         z = np.nan_to_num((np.array(signs) - self.centre) / np.array(self.spread))
         return sigmoid(float(self.intercept + z @ np.array(self.weights)))
-
-    def share(self, probability: float) -> float:
-        """By what an answer's probability is multiplied: 1 for a familiar target, below the limit less and less."""
-        return min(1.0, probability / self.limit)
