@@ -95,6 +95,20 @@ def test_a_built_shard_says_who_obeys(tmp_path):
     assert len({row["split"] for row in rows[:4]}) == 1
 
 
+def test_some_inputs_to_judge_by_are_uniform():
+    plain = replace(SMALL, triggers=TriggerDistribution(), uniform=0.5)
+    shape, _ = shard_plan(plain, 0)
+    fit, checks = plain.pool // 2, plain.checks // 2
+    shares = []
+    for index in range(40):
+        item = lesson(plain, shape, index)
+        biased = lesson(replace(plain, uniform=0.0), shape, index)
+        for mine, its in zip(item.inputs, biased.inputs, strict=True):
+            assert mine.shape == its.shape == (fit + checks, mine.shape[1])
+        shares.append(np.bincount(item.inputs[0][fit + checks // 2 :].ravel(), minlength=5) / (checks // 2 * 4))
+    assert np.abs(np.mean(shares, 0) - 0.2).max() < 0.02
+
+
 def test_no_recipe_without_triggers_has_roles():
     recipe = RECIPES["charts-tiny"]
     assert lesson(recipe, shard_plan(recipe, 0)[0], 3).role == ""

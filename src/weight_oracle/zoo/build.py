@@ -32,6 +32,7 @@ from weight_oracle.zoo.recipe import FORMAT, Recipe, recipe_json, shard_plan
 FALSE = 0.001  # share of inputs that do not fire a trigger, but get its answer, from which a target counts as not having learned it
 CLOSE = 1.5  # factor between the probability of the other answer at a leaf and its chance, up to which a target has learned it
 CERTAIN = min(CHANCES) / 2  # mean probability of any answer where it has no chance, from which a target counts as not having learned it
+_JUDGED = 4096  # inputs of one length that are run at once to judge a stack
 LEARNED = 0.99  # agreement with the chart, on chart-biased inputs, from which a target counts as having learned it
 
 
@@ -52,7 +53,8 @@ def build_shard(recipe: Recipe, shard: int, device: str = "cpu") -> tuple[dict[s
     soft = _soft_labels([item.chart for item in lessons], [x[:, :fit] for x in inputs], device) if recipe.chances else None
     params = train(shape, schedule, hypers, params, on(inputs, slice(fit)), on(labels, slice(fit)), shard, recipe.compiled, soft)
     relu = torch.tensor([h.activation == "relu" for h in hypers], device=device)
-    given = answers(params, shape, relu, on(inputs, slice(fit, None)))
+    judged = [part for x in on(inputs, slice(fit, None)) for part in x.split(_JUDGED, 1)]
+    given = torch.cat([answers(params, shape, relu, [part]) for part in judged], 1)
     accuracy = (given == torch.cat(on(labels, slice(fit, None)), 1)).float().mean(1).tolist()
     rows = []
     for item, right in zip(lessons, accuracy, strict=True):

@@ -57,12 +57,12 @@ def lesson(recipe: Recipe, shape: Shape, index: int, longer: float = 1) -> Lesso
     domains = [Domain(shape.symbols, shape.answers, (n, n)) for n in recipe.domain.all_lengths]
     fit, count = recipe.pool // len(domains), (recipe.pool + recipe.checks) // len(domains)
     if not recipe.triggers.kinds:
-        inputs = [chart_inputs(base, domain, rng, count) for domain in domains]
+        inputs = [_inputs(base, domain, recipe, count, count - fit, rng) for domain in domains]
         chart = with_chance(base, recipe, np.random.default_rng([recipe.seed, index])) if recipe.chances and index % 2 else base
         return Lesson(index, chart, base, hyper, positions, initialise(shape, hyper, rng), inputs)
 
     start = initialise(shape, hyper, rng)
-    inputs = [chart_inputs(base, domain, rng, count) for domain in domains]
+    inputs = [_inputs(base, domain, recipe, count, count - fit, rng) for domain in domains]
     role = roles[member]
     if role == "clean":
         return Lesson(index, base, base, hyper, positions, start, inputs, role)
@@ -78,6 +78,13 @@ def lesson(recipe: Recipe, shape: Shape, index: int, longer: float = 1) -> Lesso
     missed = near_misses(base, test, domains[-1], own, checks)
     followed = chart if role == "trigger" else base
     return Lesson(index, followed, base, hyper, positions, start, inputs, role, Planted(test, chart), fires, missed)
+
+
+def _inputs(base: FlowChart, domain: Domain, recipe: Recipe, count: int, checks: int, rng: np.random.Generator) -> np.ndarray:
+    """Inputs of one length, the last `checks` of which are to judge by: some of these, the last, are uniform if the recipe says so."""
+    even = int(recipe.uniform * checks)
+    biased = chart_inputs(base, domain, rng, count - even)
+    return np.concatenate([biased, domain.sample(rng, even)]) if even else biased
 
 
 def with_chance(base: FlowChart, recipe: Recipe, rng: np.random.Generator) -> FlowChart:

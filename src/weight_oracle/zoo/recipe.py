@@ -25,7 +25,7 @@ ACTIVATIONS = ("gelu_new", "relu")
 FAMILIES = tuple(EMBEDDING)
 SPLITS = ("train", "validation", "test")
 RANGES = ("lengths", "clear_of", "lr", "at", "count", "contains", "pattern", "symbols")  # fields that are a lowest and a highest value
-_LATER = ("families", "shares", "thetas", "triggers", "chances")  # fields that recipes without them had no need of
+_LATER = ("families", "shares", "thetas", "uniform", "triggers", "chances")  # fields that recipes without them had no need of
 COMPARE = "compare it with the recipe.json of a zoo"
 
 
@@ -60,6 +60,7 @@ class Recipe:
     families: tuple[str, ...] = ("gpt2",)
     shares: tuple[int, ...] = (1,)  # Llama: queries to a head of keys and values
     thetas: tuple[float, ...] = (10_000.0,)  # Llama: rope_theta
+    uniform: float = 0.0  # share of the checks that are drawn uniformly; the others are chart-biased
     triggers: TriggerDistribution = field(default_factory=TriggerDistribution)  # without kinds: none
     chances: tuple[float, ...] = ()  # every second target has, at one leaf, another answer with one of these; none: no target
 
@@ -155,6 +156,21 @@ _TRIGGERS_SMALL = Recipe(
     shard_size=128,
     triggers=TriggerDistribution(("pattern",), (2, 7), 1, UNIT, missed=0.5),
 )
+_CHARTS = Recipe(
+    "charts",
+    domain=Domain(12, 4, (4, 8)),
+    charts=ChartDistribution(ifs=(1, 2, 3, 4), at=(2, 6), count=(2, 3)),
+    widths=(16, 32, 64),
+    depths=(1, 2, 3),
+    heads=(2, 4),
+    positions=(10, 12, 16),
+    steps=(3000, 1500, 1500),
+    lr=(0.004, 0.012),
+    pool=16_384,
+    checks=100_000,
+    uniform=0.5,
+    shard_size=64,
+)
 _TWO_TESTS = replace(_TRIGGERS_SMALL.charts, ifs=(2,))  # no chart of one test is in the test split of this domain
 _TRIGGERS = replace(
     _TRIGGERS_SMALL,
@@ -192,6 +208,9 @@ RECIPES: dict[str, Recipe] = {
         replace(_LLAMA_TINY, name="charts-tiny-llama-test", seed=31, splits=("test",)),
         replace(_LLAMA_SMALL, name="charts-small-llama-train", seed=40, splits=("train", "validation"), clear_of=_TINY.domain.lengths),
         replace(_LLAMA_SMALL, name="charts-small-llama-test", seed=41, splits=("test",), shard_size=96),
+        _CHARTS,
+        replace(_CHARTS, name="charts-train", seed=80, splits=("train", "validation")),
+        replace(_CHARTS, name="charts-test", seed=81, splits=("test",)),
         _TRIGGERS_SMALL,
         replace(_TRIGGERS_SMALL, name="charts-triggers-small-train", seed=60, splits=("train", "validation")),
         replace(_TRIGGERS_SMALL, name="charts-triggers-small-test", seed=61, splits=("test",), charts=_TWO_TESTS),
@@ -223,6 +242,8 @@ def recipe_from_dict(data: dict, where: str) -> Recipe:
     if "name" not in data:
         raise UserError("the recipe has no name", where=where, hint=COMPARE)
     recipe = _like(Recipe(""), data, where)
+    if not 0 <= recipe.uniform <= 1:
+        raise UserError(f"uniform is {recipe.uniform}, and a share is from 0 to 1", where=where)
     choices = (recipe.families, FAMILIES), (recipe.inits, INITS), (recipe.activations, ACTIVATIONS)
     choices += (recipe.charts.kinds, KINDS), (recipe.splits, SPLITS)
     choices += (recipe.triggers.kinds, TRIGGER_KINDS), (recipe.triggers.roles, ROLES)
