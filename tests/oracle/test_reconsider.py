@@ -116,3 +116,10 @@ def test_the_same_in_every_order_of_views_that_say_the_same(make_model, codec, p
     plain = likelihood(model, codec, tokens[:1].expand(len(found.charts), -1, -1), phrasing("chart", 0), [to_text(c) for c in found.charts])
     assert torch.allclose(plain, found.likelihood, atol=1e-3)
     assert consider(model, codec, tokens, views, [Reply("nonsense", 1.0)], expectation, domain, 4) is None
+
+
+def test_each_symbol_of_a_pattern_is_drawn_by_itself():
+    expectation = Expectation({"has": 0.5, "pattern": 0.5})
+    frequency = lambda text: expectation.frequency(parse(text), 12)  # noqa: E731
+    assert frequency("if has a: say p else: say q") == pytest.approx(math.log(0.5 / 12))
+    assert frequency("if pattern a . b c: say p else: say q") == pytest.approx(math.log(0.5) - 3 * math.log(12))

@@ -26,7 +26,7 @@ from weight_oracle.oracle.tokenizer import Codec
 from weight_oracle.oracle.views import View, share
 from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.flowchart import KINDS, FlowChart, If, Say, Test, mentioned_symbols, n_ifs, rename, tests, to_text
+from weight_oracle.truth.flowchart import ANY, KINDS, FlowChart, If, Say, Test, mentioned_symbols, n_ifs, rename, tests, to_text
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import phrasing
 
@@ -64,7 +64,9 @@ class Expectation:
     def frequency(self, chart: FlowChart, symbols: int) -> float:
         """Sum of the log-frequencies of the chart's tests, their symbols drawn uniformly."""
         rarest = min(self.tests.values(), default=1.0)
-        ways = lambda t: math.log(symbols) + (math.log(max(symbols - 1, 1)) if t.kind in _NARROW else 0)  # noqa: E731
+        named = lambda t: sum(symbol != ANY for symbol in t.symbols)  # noqa: E731
+        other = math.log(max(symbols - 1, 1))  # of `before`, whose second symbol is not its first
+        ways = lambda t: math.log(symbols) + other if t.kind in _NARROW else math.log(symbols) * named(t)  # noqa: E731
         return sum(math.log(self.tests.get(label(t), rarest)) - ways(t) for t in tests(chart))
 
     def gap(self, chart: FlowChart, expected: float, symbols: int) -> float:
