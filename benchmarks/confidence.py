@@ -151,7 +151,8 @@ def judged(oracle: Oracle, targets: list[Target], seed: int) -> list[dict[str, A
 def others(oracle: Oracle, zoo: Zoo, n: int, seed: int) -> dict[str, list[dict[str, Any]]]:
     recipe = zoo.recipe
     shape = recipe.shapes[0]
-    fixed = replace(recipe, domain=Domain(recipe.domain.symbols, recipe.domain.answers, (recipe.domain.lengths[1],) * 2))
+    longest = recipe.domain.lengths[1]
+    fixed = replace(recipe, domain=Domain(recipe.domain.symbols, recipe.domain.answers, (longest, longest)))
     found = {name: judged(oracle, targets, seed) for name, targets in trained(fixed, shape, n, seed).items()}
     places = sample_places(pick(zoo, "test"), n, seed)
     own = [zoo.target(zoo.truths[i]["index"]) for i in places]

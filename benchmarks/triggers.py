@@ -245,10 +245,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     about = field.about()
     before = json.loads(args.out.read_text()) if args.out.exists() else {}
     methods = before["methods"] if before and all(before.get(k) == v for k, v in json.loads(json.dumps(about)).items()) else {}
+    result = about | {"methods": methods}
     for name in args.methods.split(","):
         methods |= METHODS[name](field, args, bars)
-    order = ["oracle", *(name for name in methods if name != "oracle")]
-    return about | {"methods": {name: methods[name] for name in order if name in methods}}
+        order = ["oracle", *(done for done in methods if done != "oracle")]
+        result = about | {"methods": {done: methods[done] for done in order if done in methods}}
+        args.out.write_text(json.dumps(result, indent=1))  # what is done is kept
+    return result
 
 
 def learned(zoo: Zoo) -> dict[str, dict[str, Any]]:
@@ -328,7 +331,6 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     result = measure(args)
-    args.out.write_text(json.dumps(result, indent=1))
     if args.figure:
         draw(result, args.figure)
     print(table(result))
