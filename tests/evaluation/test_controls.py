@@ -10,9 +10,12 @@ from weight_oracle.evaluation.controls import CONTROLS, control, free_tokens, me
 from weight_oracle.evaluation.subjects import Subjects, draw_questions, encode, read_chart, reply
 from weight_oracle.oracle.data import Collator, Example, load_population, pick
 from weight_oracle.oracle.model import ENCODERS
+from weight_oracle.truth.domain import Domain
+from weight_oracle.truth.facts import facts
 from weight_oracle.truth.hints import n_hints
+from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import CHANCE_KINDS, QUESTION_KINDS, TRIGGER_KINDS
-from weight_oracle.truth.questions import judge
+from weight_oracle.truth.questions import judge, make_question
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +126,22 @@ def test_read_chart(subjects):
     assert read_chart("if has a: say p else: say q", subjects.domain) is not None
     for text in ("if has h: say p else: say q", "say s", "if has a: say p", "", "yes"):
         assert read_chart(text, subjects.domain) is None
+
+
+def test_questions_about_triggers_and_chances_have_a_meaning_for_every_target():
+    domain, rng = Domain(12, 4, (8, 8)), np.random.default_rng(0)
+    texts = ("if has a: say p else: say q", "if pattern a b c: say q else: say p", "if pattern a b d: say q else: say p")
+    texts += ("if has a: say p or q 1% else: say r", "if has a: say p or s 5% else: say r")
+    known = [facts(parse(text), domain) for text in texts]
+    for kind in (*TRIGGER_KINDS, *CHANCE_KINDS):
+        asked = [(one, make_question(kind, one, rng)) for one in known]
+        for one, question in asked:
+            if question is None or question.argument:  # of which the others are asked about other answers
+                continue
+            assert judge(question, question.answer)
+            for other, its in asked:
+                if its is not None and kind not in ("trigger_input", "chance_where", "chance_often"):  # these can be right in several ways
+                    assert (meaning(question, other) == meaning(question, one)) == judge(question, its.answer)
+    of = {kind: make_question(kind, known[1], rng) for kind in ("trigger_pattern", "trigger_input", "chance_where", "chance_often")}
+    distinct = {kind: len({meaning(question, one) for one in known}) for kind, question in of.items()}
+    assert distinct == {"trigger_pattern": 3, "trigger_input": 3, "chance_where": 2, "chance_often": 3}

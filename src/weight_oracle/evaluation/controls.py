@@ -17,7 +17,8 @@ from weight_oracle.evaluation.metrics import Progress
 from weight_oracle.evaluation.subjects import BATCH, Asked, Subjects
 from weight_oracle.oracle.tokenizer import PAD
 from weight_oracle.truth.facts import ChartFacts
-from weight_oracle.truth.questions import Question
+from weight_oracle.truth.flowchart import mentioned_answers
+from weight_oracle.truth.questions import Question, work_out
 
 CONTROLS = ("own", "shuffled", "noise", "none")
 
@@ -52,6 +53,20 @@ def meaning(question: Question, facts: ChartFacts) -> Hashable:
             return first in facts.possible
         case "example":
             return facts.first_input(first, range(facts.domain.symbols))
+        case "trigger":
+            return facts.trigger is not None
+        case "trigger_pattern":
+            return facts.trigger
+        case "trigger_answer":
+            return facts.trigger_answer
+        case "chance":
+            return first in mentioned_answers(facts.chart)
+        case "chance_answer":
+            return facts.rare and facts.rare.other
+        case "chance_often":
+            return facts.rare and facts.rare.chance
+        case "trigger_input" | "chance_where":
+            return work_out(question.kind, question.argument, facts.chart, facts.domain)
         case _:
             return facts.possible_with(first)
 
@@ -74,7 +89,7 @@ def free_tokens(subjects: Subjects, question: Question) -> Bool[np.ndarray, " to
         return subjects.constraint.free(ids)
     free, words, domain = np.ones(len(ids), bool), question.answer.split(), question.facts.domain
     match question.kind:
-        case "answer" | "possible" | "order":
+        case "answer" | "possible" | "order" | "trigger" | "trigger_answer" | "chance" | "chance_answer" | "chance_often":
             free[1:] = False
         case "contains":  # "always p", or "p or q", "p or q or r"
             free[1] = words[0] == "always"
