@@ -24,7 +24,7 @@ def test_every_encoding_is_trained_by_the_command(nano_zoo, nano_target, tmp_pat
     out = str(tmp_path / "oracle")
     arguments = ["--encoding", encoding, "--size", "tiny", "--steps", "1", "--batch", "4", "--no-hints", *options]
     assert cli.main(["train", str(nano_zoo), out, *arguments]) == 0
-    oracle = Oracle.from_pretrained(out)
+    oracle = Oracle.from_pretrained(out, anyway=True)  # it was hardly trained
     tokens = oracle.encode(str(nano_target)).tokens
     assert tokens.isfinite().all() and oracle.settings.encoding == encoding and oracle.settings.canonical == ("--canonical" in options)
     assert tokens.shape[1] == 6 or "--tokens" not in options
