@@ -131,12 +131,12 @@ def make_question(
                 return None
             yes, rare = rng.random() < 0.5, facts.rare
             if yes and rare is not None and rng.random() < 0.5:
-                given = (rare.other,)
+                given = (_other(rare),)
             slot = _draw(rng, given if yes else [slot for slot in range(facts.domain.answers) if slot not in given])
             argument = (answers[slot],)
             answer = "yes" if yes else "no"
         case "chance_answer":
-            answer = "none" if facts.rare is None else DEFAULT_NAMES.answers[answers[facts.rare.other]]
+            answer = "none" if facts.rare is None else DEFAULT_NAMES.answers[answers[_other(facts.rare)]]
         case "chance_where":
             answer = where_text(facts.renamed(symbols, answers))
         case "chance_often":
@@ -147,6 +147,12 @@ def make_question(
     first, n = (len(choices.training), len(choices.held_out)) if held_out else (0, len(choices.training))
     index = first + int(rng.integers(n))
     return Question(kind, phrasing(kind, index, argument_text(kind, argument)), answer, index, argument, facts, symbols, answers)
+
+
+def _other(leaf: Say) -> int:
+    """The answer that a leaf with a small chance gives now and then."""
+    assert leaf.other is not None
+    return leaf.other
 
 
 WORKED_OUT = ("answer", "example", "trigger_input", "chance_where")

@@ -102,7 +102,7 @@ def _judge_chances(charts: list[FlowChart], rows: list[dict], given: np.ndarray,
             mean = here.mean(0, dtype=np.float64)
             if said.other is not None:
                 found = float(mean[said.other])
-            elsewhere = max(elsewhere, float(np.delete(mean, [said.answer] + [said.other] * (said.other is not None)).max()))
+            elsewhere = max(elsewhere, float(np.delete(mean, [a for a in (said.answer, said.other) if a is not None]).max()))
         kept = rare is None or rare.chance / CLOSE <= found <= rare.chance * CLOSE
         row.update({"chance": rare.chance if rare else 0.0, "chance_given": found, "chance_elsewhere": elsewhere})
         row["learned"] = bool(row["learned"] and kept and elsewhere < CERTAIN)
