@@ -14,10 +14,11 @@ from weight_oracle.evaluation.verify import stacked_answers
 from weight_oracle.oracle.generate import likelihood
 from weight_oracle.oracle.views import vote
 from weight_oracle.truth.domain import default_names
-from weight_oracle.truth.flowchart import ANY, FlowChart, If, Test
+from weight_oracle.truth.flowchart import FlowChart, If, Say, Test
 from weight_oracle.truth.interpret import run_one
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import phrasing
+from weight_oracle.truth.triggers import firing_inputs
 from weight_oracle.zoo.store import Zoo
 
 TRIES = 64  # random inputs that hold a claimed trigger
@@ -76,24 +77,16 @@ def fired(
     Of `TRIES` random inputs that hold the claimed trigger, those count on which the target's chart without any trigger gives another answer
     than the claimed one. At least half of these must get the claimed answer.
     """
-    n, symbols = zoo.recipe.domain.lengths[1], zoo.recipe.domain.symbols
+    domain = zoo.recipe.domain
+    n = domain.lengths[1]
+    longest = replace(domain, lengths=(n, n))
     rng, result = np.random.default_rng(seed), np.zeros(len(places), bool)
     claimed = [(i, test) for i, test in enumerate(tests) if test is not None and len(test.symbols) <= n and answers[i] is not None]
     if not claimed:
         return result
     rows = [i for i, _ in claimed]
-    inputs = np.stack([_holding(test, symbols, n, rng) for _, test in claimed])
+    inputs = np.stack([firing_inputs(Say(0), test, longest, rng, TRIES) for _, test in claimed])
     for i, x, said in zip(rows, inputs, stacked_answers(zoo, places[rows], inputs), strict=True):
         counts = run_one(base[i], x) != answers[i]
         result[i] = counts.any() and (said[counts] == answers[i]).mean() >= 0.5
     return result
-
-
-def _holding(test: Test, symbols: int, n: int, rng: np.random.Generator) -> np.ndarray:
-    inputs = rng.integers(0, symbols, (TRIES, n), dtype=np.int8)
-    start = np.zeros(TRIES, np.int64) if test.kind == "pattern" else rng.integers(0, n - len(test.symbols) + 1, TRIES)
-    for place, symbol in enumerate(test.symbols):
-        if symbol != ANY:
-            inputs[np.arange(TRIES), start + place] = symbol
-    return inputs
-

@@ -90,7 +90,7 @@ class WeightOracle(PreTrainedModel):
         self.hints = nn.Linear(backbone.hidden_size, n_hints(settings.answers))
         self.place = nn.Embedding(settings.lengths[1], backbone.hidden_size) if settings.places else None
         self.place_sure = nn.Linear(1, backbone.hidden_size) if settings.places else None
-        # words are embedded 30 times smaller than what the encoder says of them: so they can be told from the first step on
+        # words are embedded much smaller than what the encoder says of them: so they can be told from the first step on
         self.word_gain = nn.Parameter(torch.tensor(WORD_GAIN)) if settings.places else None
         self.pointer = _Pointer(backbone.hidden_size, config.pointer) if config.pointer else None
         self.post_init()
@@ -184,7 +184,7 @@ class WeightOracle(PreTrainedModel):
 
 def _which_symbol(told: Float[Tensor, "B S D"], hints: Bool[Tensor, "B S D"], places: int) -> Tensor:
     """Cross-entropy of which symbol each place of a pattern has. Each is a rare yes among sure noes, of which the hints' own loss, a mean
-    over all, says next to nothing: 75 steps with it read what 900 without it do not."""
+    over all, says next to nothing."""
     where = pattern_places(places)
     score, true = told[..., where].transpose(1, 2), hints[..., where].transpose(1, 2)
     asked = true.any(-1)

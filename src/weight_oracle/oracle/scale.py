@@ -39,7 +39,7 @@ from weight_oracle.oracle.model import WeightOracle
 from weight_oracle.oracle.pool import Fresh, Pool
 from weight_oracle.oracle.slices import Clock, Tally, tally_report
 from weight_oracle.oracle.tokenizer import PAD, Codec, vocabulary
-from weight_oracle.oracle.train import TrainConfig, _go_on_from, new_oracle
+from weight_oracle.oracle.train import TrainConfig, go_on_from, new_oracle
 from weight_oracle.targets.safe import read_json
 from weight_oracle.zoo.build import can_compile
 from weight_oracle.zoo.recipe import Recipe, find_recipe, shard_plan
@@ -112,7 +112,7 @@ def scale(config: ScaleConfig, progress: Progress | None = None, device: str | N
     zoos = [Fresh(Path(recipe.name), recipe, tuple(range(len(recipe.shapes))), {}) for recipe in recipes]
     start = Oracle.from_pretrained(config.start) if config.start else None
     model = new_oracle(_train_config(config, recipes), zoos, codec, start)
-    before = _go_on_from(start, str(config.start), model, codec) if start else None
+    before = go_on_from(start, str(config.start), model, codec) if start else None
     state: dict[str, Any] = {"step": 0, "config": config.identity, "tally": asdict(Tally()), "recipes": [r.hash for r in recipes]}
     moments: dict[str, Tensor] = {}
     if found:

@@ -207,7 +207,7 @@ def new_oracle(config: TrainConfig, zoos: Sequence[Zoo], codec: Codec, start: Or
     return model
 
 
-def _go_on_from(trained: Oracle, where: str, model: WeightOracle, codec: Codec) -> dict[str, Any]:
+def go_on_from(trained: Oracle, where: str, model: WeightOracle, codec: Codec) -> dict[str, Any]:
     """Gives a new oracle the weights of a trained one; returns how that was made. Raises `UserError` where they are not of one kind.
 
     A word that the trained one does not know keeps its random embedding, and one that does not point at names learns to.
@@ -264,7 +264,7 @@ def train(config: TrainConfig, progress: Callable[[int, int, dict], None] | None
     codec = Codec(vocabulary())
     start = Oracle.from_pretrained(config.start) if config.start else None
     model = new_oracle(config, zoos, codec, start)
-    before = _go_on_from(start, str(config.start), model, codec) if start else None
+    before = go_on_from(start, str(config.start), model, codec) if start else None
     population, held = _data(zoos, "train", model, config.targets), _data(zoos, "validation", model, 512)
     names = model.name_tokens(codec)
     if config.backbone:
