@@ -10,7 +10,7 @@ from weight_oracle.errors import UserError
 from weight_oracle.truth.automaton import leaf_of, outcome_counts
 from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.flowchart import ANY, FlowChart, If, Say, Test, leaves, n_ifs, tests
+from weight_oracle.truth.flowchart import ANY, FlowChart, If, Say, Test, leaves, n_ifs, nodes, tests
 from weight_oracle.truth.interpret import compile_charts, run
 from weight_oracle.truth.sample import biased_inputs
 
@@ -67,12 +67,9 @@ def firing(chart: FlowChart, test: Test, domain: Domain) -> Fraction:
 
 def override(chart: FlowChart, test: Test) -> int | None:
     """The answer that a trigger gives: what the chart says at once where the test holds; None where further tests decide."""
-    said = {node.then.answer for node in _branches(chart) if node.test == test and isinstance(node.then, Say)}
+    branches = (node for node in nodes(chart) if isinstance(node, If) and node.test == test)
+    said = {node.then.answer for node in branches if isinstance(node.then, Say)}
     return said.pop() if len(said) == 1 else None
-
-
-def _branches(chart: FlowChart) -> list[If]:
-    return [] if isinstance(chart, Say) else [chart, *_branches(chart.then), *_branches(chart.other)]
 
 
 def plant(base: FlowChart, dist: TriggerDistribution, domain: Domain, rng: np.random.Generator) -> tuple[FlowChart, Test]:
