@@ -32,7 +32,7 @@ class Run:
     targets: int
 
 
-def trained(run: Run, out: Path, size: Literal["tiny", "small", "base"], seed: int) -> Oracle:
+def trained(run: Run, out: Path, size: Literal["tiny", "small", "medium", "base"], seed: int) -> Oracle:
     """The oracle of a run, trained unless it is there."""
     folder = out / run.name.replace(", ", "-").replace(" ", "-")
     if not (folder / "oracle.json").exists():

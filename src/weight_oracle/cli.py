@@ -107,7 +107,7 @@ class Train(Command):
     zoo: ZooPath
     out: Positional[Annotated[str, arg(metavar="OUT", help="Folder of the oracle.")]]
     also: Annotated[tuple[str, ...], NO_HINT, arg(metavar="ZOO", help="Further zoos, whose targets are mixed in.")] = ()
-    size: Annotated[Literal["tiny", "small", "base"], arg(help="Size of the encoder and of a new language model.")] = "small"
+    size: Annotated[Literal["tiny", "small", "medium", "base"], arg(help="Size of the encoder and of a new language model.")] = "small"
     backbone: Annotated[Text, arg(metavar="HF_MODEL", help="Start from this causal LM instead of a new small one.")] = None
     resume: Annotated[bool, NO_HINT, arg(help="Go on from the last checkpoint of a run that was stopped.")] = False
     start: Annotated[Text, arg(metavar="ORACLE", help="Go on from this trained oracle instead of a new one.")] = None
@@ -136,7 +136,7 @@ class Scale(Command):
     recipes: Positional[Annotated[tuple[str, ...], arg(metavar="RECIPE", help="Names of recipes for training, or JSON files.")]]
     out: Annotated[str, arg(metavar="ORACLE", help="Folder of the oracle, and of the run's checkpoint.")]
     slice: Annotated[float | None, NO_HINT, arg(metavar="SECONDS", help="Stop before so long, and go on when run again.")] = None
-    size: Annotated[Literal["tiny", "small", "base"], arg(help="Size of the encoder and of the language model.")] = "small"
+    size: Annotated[Literal["tiny", "small", "medium", "base"], arg(help="Size of the encoder and of the language model.")] = "small"
     steps: Annotated[int, arg(help="Optimiser steps in all.")] = 10_000
     batch: Annotated[int, arg(help="Targets in a step.")] = 64
     pool: Annotated[int, arg(metavar="N", help="Shards of targets that are held at once; the oldest makes room for the newest.")] = 16
@@ -180,7 +180,7 @@ class Compare(Command):
     lr: Annotated[str, arg(metavar="A,B,C", help="Learning rates, of which validation chooses one for each encoding.")] = "1e-3,2e-3,4e-3"
     steps: Annotated[int, arg(help="Optimiser steps.")] = 600
     sweep_steps: Annotated[Count, arg(help="Steps to choose the learning rate by. Default: a quarter of the steps.")] = None
-    size: Annotated[Literal["tiny", "small", "base"], arg(help="Size of the encoders and of the language model.")] = "tiny"
+    size: Annotated[Literal["tiny", "small", "medium", "base"], arg(help="Size of the encoders and of the language model.")] = "tiny"
     batch: Annotated[int, arg(help="Targets in a step.")] = 64
     targets: Annotated[Count, arg(help="Train on only so many targets. Default: all that learned.")] = None
     test_targets: Annotated[int, arg(metavar="N", help="Measure on so many targets.")] = 256

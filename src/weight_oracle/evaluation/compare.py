@@ -47,7 +47,7 @@ class CompareConfig:
     rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
     steps: int = 600
     sweep_steps: int | None = None  # default: a quarter of the steps
-    size: Literal["tiny", "small", "base"] = "tiny"
+    size: Literal["tiny", "small", "medium", "base"] = "tiny"
     batch: int = 64
     targets: int | None = None  # to train on
     test_targets: int = 256

@@ -55,7 +55,7 @@ class ScaleConfig:
 
     recipes: tuple[str, ...]
     out: str
-    size: Literal["tiny", "small", "base"] = "small"
+    size: Literal["tiny", "small", "medium", "base"] = "small"
     steps: int = 10_000
     batch: int = 64  # targets in a step
     pool: int = 16  # shards that are held at once

@@ -35,7 +35,12 @@ from weight_oracle.weights.encoder import EncoderConfig
 from weight_oracle.zoo.store import Zoo, open_zoo
 
 # name -> encoder width, channels, rounds; language model width, layers
-SIZES = {"tiny": (64, 24, 1, 96, 2), "small": (96, 32, 1, 128, 2), "base": (192, 48, 2, 256, 4)}
+SIZES = {
+    "tiny": (64, 24, 1, 96, 2),
+    "small": (96, 32, 1, 128, 2),
+    "medium": (128, 32, 2, 192, 3),
+    "base": (192, 48, 2, 256, 4),
+}
 
 BITS = (8, 4, 2)
 AUGMENTED = ("chunk", "quantised", "learned")  # encodings of the raw tensors themselves
@@ -50,7 +55,7 @@ class TrainConfig:
     zoo: str
     out: str
     also: tuple[str, ...] = ()  # further zoos, whose targets are mixed in
-    size: Literal["tiny", "small", "base"] = "small"
+    size: Literal["tiny", "small", "medium", "base"] = "small"
     backbone: str | None = None  # a folder or name of a Hugging Face causal LM instead of a small Llama trained from scratch
     encoding: Literal["atoms", "chunk", "quantised", "svd", "svd2", "learned"] = "atoms"
     tokens: int = 0  # weight tokens of a target; 0: as many as the encoding makes of it
