@@ -140,6 +140,7 @@ class Scale(Command):
     steps: Annotated[int, arg(help="Optimiser steps in all.")] = 10_000
     batch: Annotated[int, arg(help="Targets in a step.")] = 64
     pool: Annotated[int, arg(metavar="N", help="Shards of targets that are held at once; the oldest makes room for the newest.")] = 16
+    first: Annotated[Count, arg(metavar="N", help="Shards to begin with; each round adds one. Default: as many as the pool holds.")] = None
     round: Annotated[int, arg(metavar="N", help="Steps from one new shard to the next.")] = 50
     shard_size: Annotated[Count, arg(help="Targets in a shard. Default: as in the recipe.")] = None
     lr: Annotated[float, arg(help="Peak learning rate.")] = 2e-3
@@ -148,6 +149,7 @@ class Scale(Command):
     compiled: Annotated[bool, arg(help="Train targets under torch.compile.")] = True
     save_every: Annotated[float, arg(metavar="SECONDS", help="From one checkpoint to the next.")] = 300.0
     workers: Annotated[int, arg(metavar="W", help="Processes that draw questions.")] = 0
+    builders: Annotated[int, arg(metavar="W", help="Processes that train the next shards meanwhile, on the same device.")] = 0
     cache: Annotated[bool, arg(help="Keep the pool's targets on disk between slices; otherwise they are trained again.")] = True
 
 

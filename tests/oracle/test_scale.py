@@ -107,7 +107,7 @@ def test_the_pool_is_bounded_and_holds_new_targets_of_the_training_split(config,
             assert pool.add(number)
             seen.append(number)
         assert sorted(pool.parts) == [round_, round_ + 1]
-        truths = [row for fresh, *_ in pool.parts.values() for row in fresh.truths]
+        truths = [row for part in pool.parts.values() for row in part.fresh.truths]
         assert [row["index"] for row in truths] == list(range(round_ * 12, round_ * 12 + 24))
         splits = {name: [r for r in truths if r["split"] == name and r["learned"]] for name in ("train", "validation", "test")}
         assert splits["test"] and len(pool.training()) == len(splits["train"])  # the recipe does draw charts of the test split
@@ -121,6 +121,19 @@ def test_the_pool_is_bounded_and_holds_new_targets_of_the_training_split(config,
         splits = {split_of(parse(row["chart"]), domain) for domain in (recipe.domain, other.domain)}
         assert row["split"] == (splits.pop() if len(splits) == 1 else APART)
     assert any(row["split"] == APART for row in rows)
+
+
+def test_a_pool_may_begin_small_and_grow():
+    pool = Pool((), EncoderConfig(), 4, first=2)
+    assert [list(pool.wanted(round_)) for round_ in range(5)] == [[0, 1], [0, 1, 2], [0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 5]]
+
+
+def test_targets_that_are_trained_ahead_are_the_same(config, straight, tmp_path):
+    """By processes of their own, which begin with the shards of rounds to come; questions are drawn by others."""
+    ahead = replace(config, out=str(tmp_path / "ahead"), builders=2, workers=1)
+    done = scale(ahead)
+    assert done.finished and done.report["shards"] == 4 and not done.pool.ahead
+    same_end(ahead, config.out)
 
 
 def test_pools_are_merged_by_shape(quick):
@@ -192,7 +205,7 @@ def test_the_floors_are_there(config, straight, quick):
     assert twice == cost * 2 and shard_cost(recipe, 0, 20) == cost * 2
     peak = device_peak(torch.device("cpu"))
     assert peak.measured and 1e8 < peak.vector < 1e14 and 1e8 < peak.bandwidth < 1e13
-    assert report(Cost(1e9, 0, 4e9), 8.0, replace(peak, matmul=1e9, vector=5e8, bandwidth=1e9), bf16=False)["times"] == 2
+    assert report(Cost(1e9, 0, 4e9), 8.0, replace(peak, matmul=1e9, vector=5e8, bandwidth=1e9), tf32=False)["times"] == 2
 
 
 def test_matrix_products_are_counted_as_they_are():

@@ -34,19 +34,27 @@ class Population:
     def __len__(self) -> int:
         return len(self.facts)
 
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.groups[0].values())).device
+
+    def to(self, device: str | torch.device) -> "Population":
+        """The same with its tensors on another device."""
+        return replace(self, groups=tuple({name: x.to(device) for name, x in batch.items()} for batch in self.groups))
+
     def take(self, index: np.ndarray | Sequence[int], change: Callable[[Batch], Batch] | None = None) -> Batch:
         """Some targets as one batch, padded to the largest of them; `change` is applied to those of each shape apart."""
         index = np.asarray(index)
         parts, order = [], []
         for group in np.unique(self.group[index]):
             here = np.flatnonzero(self.group[index] == group)
-            rows = torch.from_numpy(self.row[index[here]])
+            rows = torch.from_numpy(self.row[index[here]]).to(self.device)
             part = {k: v[rows] for k, v in self.groups[group].items()}
             parts.append(change(part) if change else part)
             order.append(here)
         if len(parts) == 1:
             return parts[0]
-        back = torch.from_numpy(np.argsort(np.concatenate(order)))
+        back = torch.from_numpy(np.argsort(np.concatenate(order))).to(self.device)
         return {k: v[back] for k, v in self.encoder.join(parts).items()}
 
 
@@ -211,18 +219,18 @@ class Collator:
     hints: bool = True
 
     def __call__(self, examples: list[Example]) -> dict[str, Any]:
-        encoder, generator = self.population.encoder, torch.Generator().manual_seed(examples[0].seed)
-        change = (lambda batch: encoder.augmented(batch, generator)) if self.augment else None
-        batch = self.population.take([e.target for e in examples], change)
+        return self.read(self.ask(examples))
+
+    def ask(self, examples: list[Example]) -> dict[str, Any]:
+        """The questions, and which targets they are about under which names: all that needs no weights."""
         inverse = lambda rows: torch.from_numpy(np.argsort(np.stack(rows), 1))  # noqa: E731
-        batch = encoder.rename(batch, inverse([e.symbols for e in examples]), inverse([e.answers for e in examples]))
-        if self.noise:
-            batch = encoder.noisy(batch, self.noise, generator)
         size = max(len(e.ids) for e in examples)
         fill = lambda rows, value: torch.tensor([row + [value] * (size - len(row)) for row in rows])  # noqa: E731
         told = {"hints": torch.from_numpy(np.stack([e.hints for e in examples]))} if self.hints else {}
         return told | {
-            "atoms": batch,
+            "targets": np.array([e.target for e in examples]),
+            "renaming": (inverse([e.symbols for e in examples]), inverse([e.answers for e in examples])),
+            "seed": examples[0].seed,
             "names": self.names,
             "input_ids": fill([e.ids for e in examples], self.pad),
             "labels": fill([e.labels for e in examples], -100),
@@ -230,3 +238,15 @@ class Collator:
             "place": fill([e.place for e in examples], 0),
             "blind": torch.tensor([e.blind for e in examples]),
         }
+
+    def read(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """The same with the weights in the place of what tells them apart, on the device of the population."""
+        encoder, device = self.population.encoder, self.population.device
+        generator = torch.Generator(device).manual_seed(asked["seed"])
+        change = (lambda batch: encoder.augmented(batch, generator)) if self.augment else None
+        batch = self.population.take(asked["targets"], change)
+        batch = encoder.rename(batch, *(x.to(device) for x in asked["renaming"]))
+        if self.noise:
+            batch = encoder.noisy(batch, self.noise, generator)
+        rest = {name: x.to(device, non_blocking=True) for name, x in asked.items() if name not in ("targets", "renaming", "seed")}
+        return rest | {"atoms": batch}

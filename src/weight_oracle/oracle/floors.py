@@ -19,18 +19,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from weight_oracle.targets.shape import Shape
 from weight_oracle.zoo.build import build_shard
 from weight_oracle.zoo.recipe import Recipe
 
 STATE = 32  # bytes a float32 parameter moves in a step: weight and two moments read and written, gradient written and read
-# name -> matrix products in bf16, other arithmetic in float32 (operations/s), memory (bytes/s): NVIDIA's data sheets, SXM, dense
-PEAKS = {"H100": (989e12, 67e12, 3.35e12), "H200": (989e12, 67e12, 4.8e12)}
+# name -> matrix products in TF32, other arithmetic in float32 (operations/s), memory (bytes/s): NVIDIA's data sheets, SXM, dense
+PEAKS = {"H100": (495e12, 67e12, 3.35e12), "H200": (495e12, 67e12, 4.8e12)}
 PROBE = 4  # targets of the shard that is trained to count what a step takes
 
 
 @dataclass(frozen=True)
 class Peak:
-    """What a device can do at most: operations/s of matrix products in bf16 and of any in float32, bytes/s of memory."""
+    """What a device can do at most: operations/s of matrix products in TF32 and of any in float32, bytes/s of memory."""
 
     name: str
     matmul: float
@@ -53,9 +54,9 @@ class Cost:
     def __mul__(self, times: float) -> "Cost":
         return Cost(self.matmul * times, self.other * times, self.bytes * times)
 
-    def floors(self, peak: Peak, bf16: bool) -> dict[str, float]:
+    def floors(self, peak: Peak, tf32: bool) -> dict[str, float]:
         """Seconds at the device's peak."""
-        fast = peak.matmul if bf16 else peak.vector
+        fast = peak.matmul if tf32 else peak.vector
         return {"arithmetic_seconds": self.matmul / fast + self.other / peak.vector, "memory_seconds": self.bytes / peak.bandwidth}
 
 
@@ -97,6 +98,12 @@ def step_cost(step: Callable[[], Any], parameters: int) -> Cost:
     return found[0] + Cost(bytes=float(STATE * parameters))
 
 
+@cache
+def kind_cost(recipe: Recipe, shape: Shape, dropout: bool, shard: int) -> Cost:
+    """The cost of one step of the shards of a recipe with one shape, with dropout or without; `shard` is one of them."""
+    return shard_cost(recipe, shard, 1)
+
+
 def shard_cost(recipe: Recipe, shard: int, steps: int) -> Cost:
     """The cost of training one shard for `steps` steps: that of one step more, on a shard of a few targets of the same shape."""
     few = min(PROBE, recipe.shard_size)
@@ -118,11 +125,12 @@ def device_peak(device: torch.device) -> Peak:
     for known, peaks in PEAKS.items():
         if known in name:
             return Peak(name, *peaks, measured=False)
-    n, dtypes = (8192, (torch.bfloat16, torch.float32)) if device.type == "cuda" else (768, (torch.float32, torch.float32))
-    rates = []
-    for dtype in dtypes:
-        a = torch.ones(n, n, dtype=dtype, device=device)
+    n, rates, before = 8192 if device.type == "cuda" else 768, [], torch.backends.cuda.matmul.allow_tf32
+    for tf32 in (True, False):
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        a = torch.ones(n, n, device=device)
         rates.append(2 * n**3 / _best(lambda a=a: a @ a, device))
+    torch.backends.cuda.matmul.allow_tf32 = before
     x = torch.ones(1 << 24, device=device)
     y = torch.empty_like(x)
     return Peak(name, rates[0], rates[1], 2 * x.nbytes / _best(lambda: y.copy_(x), device), measured=True)
@@ -140,8 +148,8 @@ def _best(work: Callable[[], Any], device: torch.device, tries: int = 8) -> floa
     return min(times)
 
 
-def report(cost: Cost, seconds: float, peak: Peak, bf16: bool) -> dict[str, float]:
+def report(cost: Cost, seconds: float, peak: Peak, tf32: bool) -> dict[str, float]:
     """The floors of some work beside the seconds it took: `times` is how many times the higher of the two."""
-    floors = cost.floors(peak, bf16)
+    floors = cost.floors(peak, tf32)
     highest = max(floors.values())
     return asdict(cost) | floors | {"seconds": seconds, "times": seconds / highest if highest else float("inf")}

@@ -42,12 +42,12 @@ def load_moments(model: WeightOracle, optimizer: torch.optim.AdamW, moments: dic
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 
-def backward(accelerator: Accelerator, model: torch.nn.Module, batch: dict[str, Any]) -> float:
-    """Loss and gradients of one batch."""
+def backward(accelerator: Accelerator, model: torch.nn.Module, batch: dict[str, Any]) -> Tensor:
+    """Gradients of one batch; returns its loss, which a GPU may not have worked out yet."""
     model.train()
     loss = model(**batch).loss
     accelerator.backward(loss)
-    return float(loss.detach())
+    return loss.detach()
 
 
 def update(accelerator: Accelerator, model: torch.nn.Module, optimizer: Any, lr: float) -> None:
@@ -63,10 +63,11 @@ def derived_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
-def batches(data: QuestionData, collate: Collator, first: int, end: int, batch: int, workers: int) -> DataLoader:
-    """Batches `first` to `end` - 1 of the data."""
+def batches(data: QuestionData, collate: Collator, first: int, end: int, batch: int, workers: int) -> Iterator[dict[str, Any]]:
+    """Batches `first` to `end` - 1 of the data: `workers` processes draw the questions, and this one takes the weights."""
     wanted: Sequence[int] = range(first * batch, end * batch)
-    return DataLoader(data, batch, sampler=wanted, collate_fn=collate, num_workers=workers)  # type: ignore[arg-type]
+    drawn: Any = DataLoader(data, batch, sampler=wanted, collate_fn=collate.ask, num_workers=workers)  # type: ignore[arg-type]
+    return (collate.read(asked) for asked in drawn)
 
 
 @torch.no_grad()

@@ -188,9 +188,8 @@ def _which_symbol(told: Float[Tensor, "B S D"], hints: Bool[Tensor, "B S D"], pl
     where = pattern_places(places)
     score, true = told[..., where].transpose(1, 2), hints[..., where].transpose(1, 2)
     asked = true.any(-1)
-    if not bool(asked.any()):
-        return told.sum() * 0
-    return F.cross_entropy(score[asked], true[asked].float().argmax(-1))
+    each = F.cross_entropy(score.flatten(0, 1), true.float().argmax(-1).flatten(), reduction="none")
+    return (each * asked.flatten()).sum() / asked.sum().clamp(min=1)
 
 
 class _Pointer(nn.Module):

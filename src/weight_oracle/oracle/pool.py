@@ -1,9 +1,12 @@
 """A bounded pool of freshly trained targets: shards follow one another for ever, and the oldest makes room for the newest."""
 
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,14 @@ from torch import Tensor
 
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.data import Population, load_population, pick
+from weight_oracle.oracle.floors import Cost, kind_cost
 from weight_oracle.oracle.model import ENCODERS
 from weight_oracle.truth.canonical import split_of
 from weight_oracle.truth.domain import default_names
 from weight_oracle.truth.parse import parse
 from weight_oracle.weights.encoder import Batch, EncoderConfig
-from weight_oracle.zoo.build import build_shard
-from weight_oracle.zoo.recipe import Recipe
+from weight_oracle.zoo.build import build_shard, start_worker
+from weight_oracle.zoo.recipe import Recipe, shard_plan
 from weight_oracle.zoo.store import Zoo
 
 Shard = tuple[dict[str, Tensor], list[dict[str, Any]]]
@@ -44,11 +48,24 @@ class Fresh(Zoo):
 
 
 @dataclass(frozen=True)
+class Part:
+    """A shard of the pool: its targets, and as populations those of the train and of the validation split that learned their chart."""
+
+    fresh: Fresh
+    train: Population | None
+    held: Population | None
+    trained: bool  # rather than read from the cache
+    cost: Cost  # of training it
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Pool:
-    """What is in the pool, round by round. Number n of the stream is shard n // R of recipe n % R, and round r holds numbers r to
-    r + size - 1: so every round brings one shard of new targets, and what the pool holds is a function of the round alone.
+    """What is in the pool, round by round. Number n of the stream is shard n // R of recipe n % R, and round r holds the last `size` of
+    the numbers below `first` + r: so every round brings one shard of new targets, and what the pool holds is a function of the round alone.
 
     `cache`: a folder in which the shards of the pool are kept, and no others; without it, or what it held, they are trained again.
+    `builders`: processes that train the shards of the rounds to come; without any, a shard is trained when its round begins.
     """
 
     recipes: tuple[Recipe, ...]
@@ -56,11 +73,19 @@ class Pool:
     size: int  # shards
     device: str = "cpu"
     cache: Path | None = None
-    parts: dict[int, tuple[Fresh, Population | None, Population | None]] = field(default_factory=dict)
+    first: int | None = None  # shards of the first round; None: `size`
+    builders: int = 0
+    parts: dict[int, Part] = field(default_factory=dict)
+    ahead: dict[int, Future[Part]] = field(default_factory=dict)
+
+    def wanted(self, round_: int) -> range:
+        """The numbers of the shards that a round holds."""
+        end = round_ + min(self.first or self.size, self.size)
+        return range(max(0, end - self.size), end)
 
     def missing(self, round_: int) -> list[int]:
         """The numbers of the shards that this round needs and that are not here yet; those it no longer needs are dropped."""
-        wanted = range(round_, round_ + self.size)
+        wanted = self.wanted(round_)
         for number in [n for n in self.parts if n not in wanted]:
             del self.parts[number]
         for file in self.cache.glob("*.safetensors") if self.cache else ():
@@ -76,28 +101,48 @@ class Pool:
         """Where the cache keeps this shard."""
         return self.cache / f"{number:08d}-{self.source(number)[0].hash}.safetensors" if self.cache else None
 
-    def add(self, number: int) -> bool:
-        """Prepare one shard for the encoder; returns whether it had to be trained, or was in the cache."""
-        recipe, shard = self.source(number)
-        file = self.file(number)
-        found = _from_cache(file) if file else None
-        trained = found is None
-        if found is None:
-            found = build_shard(recipe, shard, self.device)
-            if file:
-                _to_cache(file, found)
-        fresh = Fresh(Path(f"shard {shard} of {recipe.name}"), recipe, (shard,), {shard: (found[0], apart(found[1], recipe, self.recipes))})
-        train, held = (self._population(fresh, split) for split in ("train", "validation"))
-        self.parts[number] = fresh, train, held
-        return trained
+    def look_ahead(self, round_: int, last: int) -> None:
+        """Has the builders begin with the shards of this round and of some of the next, up to that of round `last`."""
+        if self.builders:
+            most = min(self.wanted(round_).stop + 2 * self.builders, self.wanted(last).stop)
+            for number in range(self.wanted(round_).start, most):
+                if number not in self.parts and number not in self.ahead:
+                    self.ahead[number] = self._processes.submit(_packed_part, *self._job(number))
 
-    def _population(self, fresh: Fresh, split: str) -> Population | None:
-        places = pick(fresh, split)
-        return load_population(fresh, ENCODERS[self.settings.encoding], self.settings, places) if len(places) else None
+    def is_ready(self, number: int) -> bool:
+        """Whether adding this shard takes next to no time."""
+        file = self.file(number)
+        return self.ahead[number].done() if number in self.ahead else bool(file and file.exists())
+
+    def add(self, number: int) -> Part:
+        """Prepare one shard for the encoder."""
+        if number in self.ahead:
+            part = _packed(self.ahead.pop(number).result(), torch.from_numpy)
+        else:
+            part = prepare(*self._job(number))
+        on_device = lambda population: None if population is None else population.to(self.device)  # noqa: E731
+        part = replace(part, train=on_device(part.train), held=on_device(part.held))
+        self.parts[number] = part
+        return part
+
+    def _job(self, number: int) -> tuple[Recipe, int, tuple[Recipe, ...], EncoderConfig, str, Path | None]:
+        return *self.source(number), self.recipes, self.settings, self.device, self.file(number)
+
+    @cached_property
+    def _processes(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(self.builders, get_context("spawn"), start_worker)
+
+    def close(self) -> None:
+        """Ends the builders, whatever they are at."""
+        self.ahead.clear()
+        if "_processes" in self.__dict__:
+            for process in list((self._processes._processes or {}).values()):
+                process.terminate()
+            self._processes.shutdown(wait=True, cancel_futures=True)
 
     def training(self) -> Population:
         """The targets to train on: of the train split, those that learned their chart. Raises `UserError` if there are none."""
-        found = [part[1] for _, part in sorted(self.parts.items()) if part[1] is not None]
+        found = [part.train for _, part in sorted(self.parts.items()) if part.train is not None]
         if not found:
             where = ", ".join(recipe.name for recipe in self.recipes)
             raise UserError("no target of the pool has learned its chart", where=where, hint="give a larger --pool or another recipe")
@@ -105,18 +150,57 @@ class Pool:
 
     def held_out(self) -> Population | None:
         """Those of the validation split, which nothing is trained on."""
-        found = [part[2] for _, part in sorted(self.parts.items()) if part[2] is not None]
+        found = [part.held for _, part in sorted(self.parts.items()) if part.held is not None]
         return merged(found) if found else None
 
     def zoos(self) -> list[Fresh]:
         """All shards of the pool as one zoo for each recipe."""
         found = []
         for recipe in self.recipes:
-            mine = [part[0] for _, part in sorted(self.parts.items()) if part[0].recipe == recipe]
+            mine = [part.fresh for _, part in sorted(self.parts.items()) if part.fresh.recipe == recipe]
             held = {shard: zoo.held[shard] for zoo in mine for shard in zoo.shards}
             if held:
                 found.append(Fresh(Path(recipe.name), recipe, tuple(held), held))
         return found
+
+
+def prepare(recipe: Recipe, shard: int, recipes: tuple[Recipe, ...], settings: EncoderConfig, device: str, file: Path | None) -> Part:
+    """A shard from its cache file, or trained on `device` and written there; prepared for the encoder on the CPU."""
+    start = time.perf_counter()
+    found = _from_cache(file) if file else None
+    trained = found is None
+    if found is None:
+        found = build_shard(recipe, shard, device)
+        if file:
+            _to_cache(file, found)
+    rows = apart(found[1], recipe, recipes)
+    fresh = Fresh(Path(f"shard {shard} of {recipe.name}"), recipe, (shard,), {shard: (found[0], rows)})
+    train, held = (_population(fresh, settings, split) for split in ("train", "validation"))
+    seconds = time.perf_counter() - start
+    shape, schedule = shard_plan(recipe, shard)
+    cost = kind_cost(recipe, shape, schedule.dropout > 0, shard) * schedule.steps if trained else Cost()
+    return Part(fresh, train, held, trained, cost, seconds)
+
+
+def _population(fresh: Fresh, settings: EncoderConfig, split: str) -> Population | None:
+    places = pick(fresh, split)
+    population = load_population(fresh, ENCODERS[settings.encoding], settings, places) if len(places) else None
+    for known in population.facts if population else ():
+        _ = known.trigger  # worked out once, here
+    return population
+
+
+def _packed_part(*job: Any) -> Part:
+    """In a process of its own: what it gives is sent as plain numbers."""
+    return _packed(prepare(*job), lambda x: x.numpy())
+
+
+def _packed(part: Part, change: Callable[[Any], Any]) -> Part:
+    """The same with every tensor changed."""
+    each = lambda tensors: {name: change(x) for name, x in tensors.items()}  # noqa: E731
+    some = lambda p: None if p is None else replace(p, groups=tuple(each(batch) for batch in p.groups))  # noqa: E731
+    held = {shard: (each(tensors), rows) for shard, (tensors, rows) in part.fresh.held.items()}
+    return replace(part, fresh=replace(part.fresh, held=held), train=some(part.train), held=some(part.held))
 
 
 def apart(rows: Sequence[dict[str, Any]], recipe: Recipe, recipes: Sequence[Recipe]) -> list[dict[str, Any]]:

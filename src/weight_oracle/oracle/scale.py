@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
 from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 from transformers.utils.logging import disable_progress_bar
@@ -23,7 +22,7 @@ from weight_oracle.errors import UserError
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.checkpoints import last_checkpoint, read_checkpoint, write_checkpoint
 from weight_oracle.oracle.data import Collator, QuestionData
-from weight_oracle.oracle.floors import Cost, device_peak, shard_cost, step_cost
+from weight_oracle.oracle.floors import Cost, device_peak, step_cost
 from weight_oracle.oracle.loop import (
     backward,
     batches,
@@ -36,7 +35,7 @@ from weight_oracle.oracle.loop import (
     whole_step,
 )
 from weight_oracle.oracle.model import WeightOracle
-from weight_oracle.oracle.pool import Fresh, Pool
+from weight_oracle.oracle.pool import Fresh, Part, Pool
 from weight_oracle.oracle.slices import Clock, Tally, tally_report
 from weight_oracle.oracle.tokenizer import PAD, Codec, vocabulary
 from weight_oracle.oracle.train import TrainConfig, go_on_from, new_oracle
@@ -51,7 +50,7 @@ FILE = "15MB"  # of the weights of a finished oracle, at most
 
 @dataclass(frozen=True)
 class ScaleConfig:
-    """Everything that decides a run but `out`, `slice`, `workers`, `save_every` and `cache`, which may differ from slice to slice."""
+    """Everything that decides a run but `out`, `slice`, `workers`, `builders`, `save_every` and `cache`, which may differ by the slice."""
 
     recipes: tuple[str, ...]
     out: str
@@ -59,6 +58,7 @@ class ScaleConfig:
     steps: int = 10_000
     batch: int = 64  # targets in a step
     pool: int = 16  # shards that are held at once
+    first: int | None = None  # shards of the first round, to which each round adds one, up to `pool`; None: `pool`
     round: int = 50  # steps from one new shard to the next
     shard_size: int | None = None  # targets in a shard; None: as in the recipe
     others: int = 1
@@ -73,12 +73,13 @@ class ScaleConfig:
     slice: float | None = None  # seconds
     save_every: float = 300.0  # seconds
     workers: int = 0  # processes that draw questions
+    builders: int = 0  # processes that train the targets of the rounds to come, on the same device; 0: none is trained beside the oracle
     cache: bool = True  # keep the pool's shards on disk, for the next slice
 
     @property
     def identity(self) -> dict[str, Any]:
         """What must be the same in all slices of a run."""
-        free = ("out", "slice", "save_every", "workers", "cache")
+        free = ("out", "slice", "save_every", "workers", "builders", "cache")
         return json.loads(json.dumps({k: v for k, v in asdict(self).items() if k not in free}))
 
 
@@ -107,7 +108,8 @@ def scale(config: ScaleConfig, progress: Progress | None = None, device: str | N
     if not found and (out / "oracle.json").exists():
         raise UserError("already holds an oracle", where=str(out), hint="choose another folder")
     use_cpu = device == "cpu" or not torch.cuda.is_available()
-    accelerator = Accelerator(mixed_precision="no" if use_cpu else "bf16", cpu=use_cpu)
+    torch.backends.cuda.matmul.allow_tf32 = True  # not bf16: seven bits of a product are too few to tell what the weights say
+    accelerator = Accelerator(mixed_precision="no", cpu=use_cpu)
     codec = Codec(vocabulary())
     zoos = [Fresh(Path(recipe.name), recipe, tuple(range(len(recipe.shapes))), {}) for recipe in recipes]
     start = Oracle.from_pretrained(config.start) if config.start else None
@@ -118,20 +120,24 @@ def scale(config: ScaleConfig, progress: Progress | None = None, device: str | N
     if found:
         moments, state = _restore(found, model, state)
     out.mkdir(parents=True, exist_ok=True)
-    pool = Pool(recipes, model.config.encoder_config, config.pool, str(accelerator.device), out / "run" / "pool" if config.cache else None)
+    cache = out / "run" / "pool" if config.cache else None
+    pool = Pool(recipes, model.config.encoder_config, config.pool, str(accelerator.device), cache, config.first, config.builders)
     run = _Run(config, accelerator, clock, pool, model, codec, Tally(**state["tally"]), state["step"], progress)
     run.tally.slices += 1
     if moments:
         load_moments(model, run.optimizer, moments)
     peak = device_peak(accelerator.device)
-    run.go(state)
+    try:
+        run.go(state)
+    finally:
+        pool.close()
     finished, plain = run.step == config.steps, accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
     if finished and not (out / "oracle.json").exists():
         made = [{"recipe": r.name, "hash": r.hash} for r in recipes]
         card = {"training": config.identity | {"start": None}, "zoos": made, "training_targets": run.tally.targets}
         Oracle(plain.to(torch.bfloat16), codec, card | ({"after": before} if before else {})).save_pretrained(out, max_shard_size=FILE)
     full = not finished or "calibration" in read_json(out / "oracle.json") or run.fill()  # targets to calibrate with
-    return Scaled(out, run.step, finished and full, tally_report(run.tally, peak, not use_cpu), pool)
+    return Scaled(out, run.step, finished and full, tally_report(run.tally, peak, tf32=not use_cpu), pool)
 
 
 class _Run:
@@ -157,10 +163,14 @@ class _Run:
         self.rate = get_cosine_schedule_with_warmup(optimizer, config.warmup, config.steps).lr_lambdas[0]
         self.plain = model
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.costs: dict[Any, Cost] = {}
+        self.cost: Cost | None = None  # of one step of the oracle
+        self.kinds: set[Any] = set()  # of shards that were trained in this slice
         self.losses: list[float] = []
+        self.unseen: list[Tensor] = []  # losses that were not looked at yet: a GPU would have to be waited for
+        self.every = 1 if accelerator.device.type == "cpu" else 25  # steps from one look at the losses to the next
         self.trained = 0  # shards in this slice
-        self.shards = config.pool + (config.steps - 1) // config.round  # in the whole run
+        self.last = (config.steps - 1) // config.round
+        self.shards = pool.wanted(self.last).stop  # in the whole run
 
     def go(self, state: dict[str, Any]) -> None:
         """Until the end or until time is up; what was done is in a checkpoint, whatever happens."""
@@ -183,32 +193,34 @@ class _Run:
 
     def fill(self) -> bool:
         """Bring the pool up to the present round; returns whether there was time for it."""
-        for number in self.pool.missing(min(self.step, self.config.steps - 1) // self.config.round):
-            file = self.pool.file(number)
-            if not (file and file.exists()) and not self.clock.has_time_for("shard", "save"):
+        round_ = min(self.step, self.config.steps - 1) // self.config.round
+        missing = self.pool.missing(round_)
+        self.pool.look_ahead(round_, self.last)
+        for number in missing:
+            if not self.pool.is_ready(number) and not self.clock.has_time_for("shard", "save"):
                 return False
-            recipe, shard = self.pool.source(number)
             start = time.perf_counter()
-            trained = self.pool.add(number)
-            if trained:
-                self._count_shard(recipe, shard, time.perf_counter() - start)
+            part = self.pool.add(number)
+            if part.trained:
+                self._count_shard(number, part)
                 self.clock.took("shard", time.perf_counter() - start)
             if number >= self.tally.shards:
-                self.tally.shards, self.tally.targets = number + 1, self.tally.targets + recipe.shard_size
+                size = self.pool.source(number)[0].shard_size
+                self.tally.shards, self.tally.targets = number + 1, self.tally.targets + size
             else:
-                self.tally.rebuilt += trained
+                self.tally.rebuilt += part.trained
             self.progress("shards of targets", number + 1, self.shards)
         return True
 
-    def _count_shard(self, recipe: Recipe, shard: int, seconds: float) -> None:
-        shape, schedule = shard_plan(recipe, shard)
-        kind = recipe.name, shape, schedule.dropout > 0
-        if kind not in self.costs:
-            self.costs[kind] = shard_cost(recipe, shard, 1)
-            self.tally.first_seconds += seconds
+    def _count_shard(self, number: int, part: Part) -> None:
+        recipe, shard = self.pool.source(number)
+        kind = recipe.name, shard_plan(recipe, shard)[0]
+        if kind not in self.kinds:
+            self.kinds.add(kind)
+            self.tally.first_seconds += part.seconds
         self.trained += 1
-        self.tally.target_seconds += seconds
-        self.tally.add("target_cost", self.costs[kind] * schedule.steps)
+        self.tally.target_seconds += part.seconds
+        self.tally.add("target_cost", part.cost)
 
     def train(self, end: int) -> None:
         """Steps up to `end` on the pool as it is, or fewer where time is up."""
@@ -219,23 +231,30 @@ class _Run:
         data = QuestionData(population, self.codec, config.round * config.batch, seed, config.others, config.blind, batch=config.batch)
         collate = Collator(population, self.names, self.codec.ids[PAD], config.noise)
         last = time.perf_counter()
-        for drawn in batches(data, collate, self.step - begun, end - begun, config.batch, config.workers):
+        for batch in batches(data, collate, self.step - begun, end - begun, config.batch, config.workers):
             if not self.clock.has_time_for("step", "save"):
-                return
+                break
             self.tally.question_seconds += time.perf_counter() - last
-            batch: Any = send_to_device(drawn, self.accelerator.device)
-            if "oracle" not in self.costs:
-                self.costs["oracle"] = self._cost(batch)
+            if self.cost is None:
+                self.cost = self._cost(batch)
                 last = time.perf_counter()
             with self.clock.timing("step"), whole_step():
-                loss = self._one(batch)
+                self._one(batch)
+            if len(self.unseen) == self.every:
+                self._look()
             last, before = time.perf_counter(), last
             self.tally.oracle_seconds += last - before
+            self.progress("oracle's steps", self.step, config.steps)
+        self._look()
+
+    def _look(self) -> None:
+        """At the losses of the last steps. Raises `UserError` if the run has come to nothing."""
+        for loss in torch.stack(self.unseen).tolist() if self.unseen else ():
             if not math.isfinite(loss):
                 self.saved = self.step  # nothing to go on from
-                raise UserError(f"the loss of step {self.step} is {loss}", where=config.out, hint="give a lower --lr")
+                raise UserError(f"the loss of step {self.step} is {loss}", where=self.config.out, hint="give a lower --lr")
             self.losses.append(loss)
-            self.progress("oracle's steps", self.step, config.steps)
+        self.unseen = []
 
     def _cost(self, batch: dict[str, Any]) -> Cost:
         """Of a step on this batch, forward and backward: nothing is changed by it."""
@@ -244,13 +263,13 @@ class _Run:
         self.optimizer.zero_grad()
         return cost
 
-    def _one(self, batch: dict[str, Any]) -> float:
+    def _one(self, batch: dict[str, Any]) -> None:
         torch.manual_seed(derived_seed(self.config.seed, 1, self.step))  # what a model draws, dropout say, is the step's own
-        loss = backward(self.accelerator, self.model, batch)
+        self.unseen.append(backward(self.accelerator, self.model, batch))
         update(self.accelerator, self.model, self.optimizer, self.config.lr * self.rate(self.step))
         self.step += 1
-        self.tally.add("oracle_cost", self.costs["oracle"])
-        return loss
+        if self.cost:
+            self.tally.add("oracle_cost", self.cost)
 
     def held_loss(self) -> float | None:
         """Of targets of the pool's validation split."""
@@ -274,9 +293,9 @@ class _Run:
 
 def _recipes(config: ScaleConfig) -> tuple[Recipe, ...]:
     """The recipes as they are used. Raises `UserError` for bad settings."""
-    least = {name: getattr(config, name) for name in ("steps", "batch", "pool", "round", "shard_size") if getattr(config, name) is not None}
-    for name, value in least.items():
-        if value < 1:
+    for name in ("steps", "batch", "pool", "first", "round", "shard_size"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be 1 or more", exit_code=2)
     if config.slice is not None and config.slice <= 0:
         raise UserError(f"--slice {config.slice:g}: must be above 0", exit_code=2)

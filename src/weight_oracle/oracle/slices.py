@@ -54,9 +54,9 @@ class Tally:
         setattr(self, name, asdict(Cost(**getattr(self, name)) + cost))
 
 
-def tally_report(tally: Tally, peak: Peak, bf16: bool) -> dict[str, Any]:
+def tally_report(tally: Tally, peak: Peak, tf32: bool) -> dict[str, Any]:
     """What was done, and how far each kind of work is from its two floors."""
-    targets = report(Cost(**tally.target_cost), tally.target_seconds, peak, bf16=False)
-    oracle = report(Cost(**tally.oracle_cost), tally.oracle_seconds, peak, bf16)
+    targets = report(Cost(**tally.target_cost), tally.target_seconds, peak, tf32=False)
+    oracle = report(Cost(**tally.oracle_cost), tally.oracle_seconds, peak, tf32)
     counts = {name: getattr(tally, name) for name in ("shards", "targets", "rebuilt", "slices", "first_seconds", "question_seconds")}
     return counts | {"peak": asdict(peak), "target_training": targets, "oracle_training": oracle}

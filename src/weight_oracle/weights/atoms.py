@@ -312,6 +312,7 @@ class AtomsEncoder(WeightEncoder):
         memory = torch.cat([row[:, S:], met, head, neuron], 1)
         rest = rows.new_ones(B, self.n_rows - S + A * S)
         absent = torch.cat([rest, batch["has_head"].flatten(1), batch["has_neuron"].flatten(1)], 1) == 0
+        padding = absent if absent.is_cuda or bool(absent.any()) else None  # looking would make a GPU wait
         for layer in self.layers:
-            x = layer(x, memory, memory_key_padding_mask=absent if bool(absent.any()) else None)
+            x = layer(x, memory, memory_key_padding_mask=padding)
         return self.out(self.norm(x))

@@ -77,11 +77,12 @@ class WeightEncoder(nn.Module, ABC):
 
         Trained networks do not mind a few per cent, and an encoder that sees them shaken cannot know one by its last digits.
         """
-        strength = scale * torch.rand(len(next(iter(batch.values()))), generator=generator)
+        first = next(iter(batch.values()))
+        strength = scale * torch.rand(len(first), generator=generator, device=first.device)
 
         def shaken(x: Tensor) -> Tensor:
             size = (strength * x.flatten(1).square().mean(1).sqrt()).view(-1, *(1,) * (x.ndim - 1))
-            return x + size * torch.randn(x.shape, generator=generator) * (x != 0)  # padding stays zero
+            return x + size * torch.randn(x.shape, generator=generator, device=x.device) * (x != 0)  # padding stays zero
 
         return {name: x if name in cls.NOT_WEIGHTS else shaken(x) for name, x in batch.items()}
 

@@ -6,6 +6,8 @@ are exact and only the company of other symbols is averaged; with more, so are t
 are formed, so every result is free of gauge.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -68,8 +70,19 @@ def _read(added: Tensor, reader: Tensor) -> Tensor:
 @torch.no_grad()
 def expected(batch: Batch, lengths: tuple[int, int], S: int) -> tuple[list[Expected], Float[Tensor, "B A K"]]:
     """The expected stream of prepared targets (see `fold.fold`), block by block, and the logits that it ends in."""
-    with torch.autocast(batch["rows"].device.type, enabled=False):  # the scores are exact in training as in use
+    with torch.autocast(batch["rows"].device.type, enabled=False), _full_precision():  # the scores are exact in training as in use
         return _expected(batch, lengths, S)
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Matrix products on CUDA in float32, where the others may be in TF32."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _expected(batch: Batch, lengths: tuple[int, int], S: int) -> tuple[list[Expected], Tensor]:

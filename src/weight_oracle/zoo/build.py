@@ -15,8 +15,6 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -32,7 +30,7 @@ from weight_oracle.zoo.recipe import FORMAT, Recipe, recipe_json, shard_plan
 FALSE = 0.001  # share of inputs that do not fire a trigger, but get its answer, from which a target counts as not having learned it
 CLOSE = 1.5  # factor between the probability of the other answer at a leaf and its chance, up to which a target has learned it
 CERTAIN = min(CHANCES) / 2  # mean probability of any answer where it has no chance, from which a target counts as not having learned it
-_JUDGED = 4096  # inputs of one length that are run at once to judge a stack
+_JUDGED = 1 << 20  # inputs of all targets together that are run at once to judge a stack
 LEARNED = 0.99  # agreement with the chart, on chart-biased inputs, from which a target counts as having learned it
 
 
@@ -53,8 +51,7 @@ def build_shard(recipe: Recipe, shard: int, device: str = "cpu") -> tuple[dict[s
     soft = _soft_labels([item.chart for item in lessons], [x[:, :fit] for x in inputs], device) if recipe.chances else None
     params = train(shape, schedule, hypers, params, on(inputs, slice(fit)), on(labels, slice(fit)), shard, recipe.compiled, soft)
     relu = torch.tensor([h.activation == "relu" for h in hypers], device=device)
-    judged = [part for x in on(inputs, slice(fit, None)) for part in x.split(_JUDGED, 1)]
-    given = torch.cat([answers(params, shape, relu, [part]) for part in judged], 1)
+    given = _given(params, shape, relu, on(inputs, slice(fit, None)))
     accuracy = (given == torch.cat(on(labels, slice(fit, None)), 1)).float().mean(1).tolist()
     rows = []
     for item, right in zip(lessons, accuracy, strict=True):
@@ -71,6 +68,12 @@ def build_shard(recipe: Recipe, shard: int, device: str = "cpu") -> tuple[dict[s
         given = probabilities(params, shape, relu, on(inputs, slice(fit, None))).cpu().numpy()
         _judge_chances([item.chart for item in lessons], rows, given, np.concatenate([leaf_index(compiled, x) for x in checks], 1))
     return {k: v.cpu() for k, v in params.items()}, rows
+
+
+def _given(params: dict[str, torch.Tensor], shape: Shape, relu: torch.Tensor, inputs: list[torch.Tensor]) -> torch.Tensor:
+    """The answers of a stack to many inputs of each length, in parts that fit the memory."""
+    at_once = max(1, min(4096, _JUDGED // len(relu)))
+    return torch.cat([answers(params, shape, relu, [part]) for x in inputs for part in x.split(at_once, 1)], 1)
 
 
 def _soft_labels(charts: list[FlowChart], inputs: list[np.ndarray], device: str) -> Chances:
@@ -121,7 +124,7 @@ def _judge_triggers(lessons: list[Lesson], rows: list[dict], params: dict[str, t
     fires, near = (np.stack([x for i in judged if (x := getattr(lessons[i], name)) is not None]) for name in ("firing", "near"))
     expected = run(compile_charts([lessons[i].base for i in judged]), near)
     wanted = np.array([rows[i]["override"] for i in judged])[:, None]
-    said = [answers(some, shape, relu[judged], [torch.from_numpy(x).to(relu.device)]).cpu().numpy() for x in (fires, near)]
+    said = [_given(some, shape, relu[judged], [torch.from_numpy(x).to(relu.device)]).cpu().numpy() for x in (fires, near)]
     fired = (said[0] == wanted).mean(1)
     others = expected != wanted
     false_fired = ((said[1] == wanted) & others).sum(1) / others.sum(1)
@@ -136,6 +139,9 @@ def shard_path(out: Path, shard: int) -> Path:
 
 def write_shard(recipe: Recipe, out: Path, shard: int) -> int:
     """Build one shard into the zoo unless it is there already; a reader sees all of it or nothing."""
+    import pyarrow as pa  # not needed where targets are trained and not stored
+    import pyarrow.parquet as pq
+
     place = shard_path(out, shard)
     if not place.exists():
         tensors, rows = build_shard(recipe, shard)
@@ -192,7 +198,8 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _worker_start() -> None:
+def start_worker() -> None:
+    """Of a process that builds shards: one thread, which ends with its parent."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_exit_with_parent, daemon=True).start()
@@ -258,7 +265,7 @@ def _finish(recipe: Recipe, out: Path, missing: list[int], workers: int) -> Iter
         finally:
             torch.set_num_threads(threads)
         return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _worker_start)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), start_worker)
     try:
         with _deaf_to_ctrl_c():  # what a process ignores when it starts another, that one ignores from its first moment on
             futures = [pool.submit(write_shard, recipe, out, i) for i in missing]

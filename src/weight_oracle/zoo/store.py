@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -37,6 +36,8 @@ class Zoo:
     @cached_property
     def truths(self) -> list[dict[str, Any]]:
         """One row for each target, in the order of `shards`: what `build_shard` wrote, and its place as `shard`, `row`."""
+        import pyarrow.parquet as pq
+
         rows = []
         for shard in self.shards:
             file = shard_path(self.path, shard) / "truths.parquet"
