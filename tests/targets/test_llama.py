@@ -109,7 +109,7 @@ def test_shapes_are_those_of_transformers():
 def test_turning_leaves_only_the_distance():
     """A query and a key, each turned by its place: their product depends on the distance alone (RoFormer, equation 16)."""
     q, k = torch.randn(2, 1, 1, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    score = lambda i, j: (rotate(q[None], [i], 100.0) * rotate(k[None], [j], 100.0)).sum().item()  # noqa: E731
+    score = lambda i, j: (rotate(q[None], range(i, i + 1), 100.0) * rotate(k[None], range(j, j + 1), 100.0)).sum().item()  # noqa: E731
     assert score(5, 3) == pytest.approx(score(9, 7)) and score(5, 3) != pytest.approx(score(5, 4))
     planes = q.view(2, 4)[0] + 1j * q.view(2, 4)[1], k.view(2, 4)[0] + 1j * k.view(2, 4)[1]
     turn = torch.exp(2j * frequencies(8, 100.0, q))

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from multiprocessing import get_context
@@ -29,6 +30,7 @@ from weight_oracle.zoo.recipe import Recipe, shard_plan
 from weight_oracle.zoo.store import Zoo
 
 Shard = tuple[dict[str, Tensor], list[dict[str, Any]]]
+AT_ONCE = 2  # builders that use a GPU at the same time: it gives every process an equal share, and the oracle wants one
 APART = "apart"  # in place of a split: in one split by the inputs of one recipe, in another by those of another, and so in none
 
 
@@ -130,7 +132,8 @@ class Pool:
 
     @cached_property
     def _processes(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(self.builders, get_context("spawn"), start_worker)
+        context = get_context("spawn")
+        return ProcessPoolExecutor(self.builders, context, _start_builder, (context.Semaphore(AT_ONCE),))
 
     def close(self) -> None:
         """Ends the builders, whatever they are at."""
@@ -164,13 +167,21 @@ class Pool:
         return found
 
 
-def prepare(recipe: Recipe, shard: int, recipes: tuple[Recipe, ...], settings: EncoderConfig, device: str, file: Path | None) -> Part:
-    """A shard from its cache file, or trained on `device` and written there; prepared for the encoder on the CPU."""
+def prepare(
+    recipe: Recipe,
+    shard: int,
+    recipes: tuple[Recipe, ...],
+    settings: EncoderConfig,
+    device: str,
+    file: Path | None,
+    turn: AbstractContextManager | None = None,
+) -> Part:
+    """A shard from its cache file, or trained on `device` (see `build_shard`) and written there; prepared for the encoder on the CPU."""
     start = time.perf_counter()
     found = _from_cache(file) if file else None
     trained = found is None
     if found is None:
-        found = build_shard(recipe, shard, device)
+        found = build_shard(recipe, shard, device, turn)
         if file:
             _to_cache(file, found)
     rows = apart(found[1], recipe, recipes)
@@ -190,9 +201,19 @@ def _population(fresh: Fresh, settings: EncoderConfig, split: str) -> Population
     return population
 
 
+_turn: AbstractContextManager | None = None  # of a builder, at the GPU
+
+
+def _start_builder(turn: Any) -> None:
+    global _turn
+    start_worker()
+    _turn = turn
+
+
 def _packed_part(*job: Any) -> Part:
     """In a process of its own: what it gives is sent as plain numbers."""
-    return _packed(prepare(*job), lambda x: x.numpy())
+    device = job[4]
+    return _packed(prepare(*job, None if device == "cpu" else _turn), lambda x: x.numpy())
 
 
 def _packed(part: Part, change: Callable[[Any], Any]) -> Part:

@@ -36,9 +36,10 @@ def frequencies(size: int, theta: float, like: Tensor) -> Float[Tensor, " planes
     return theta ** -(torch.arange(0, size, 2, device=like.device, dtype=like.dtype) / size)
 
 
-def rotate(x: Float[Tensor, "*lead T heads size"], place: Sequence[int], theta: float) -> Float[Tensor, "*lead T heads size"]:
+def rotate(x: Float[Tensor, "*lead T heads size"], place: range, theta: float) -> Float[Tensor, "*lead T heads size"]:
     """Queries or keys turned by their places; plane j is made of the dimensions j and j + size / 2, as in transformers."""
-    angle = torch.tensor(place, device=x.device, dtype=x.dtype)[:, None, None] * frequencies(x.shape[-1], theta, x)
+    at = torch.arange(place.start, place.stop, place.step, device=x.device, dtype=x.dtype)
+    angle = at[:, None, None] * frequencies(x.shape[-1], theta, x)
     first, second = x.chunk(2, -1)
     cos, sin = angle.cos(), angle.sin()
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
@@ -83,14 +84,14 @@ def _forward_one_length(params: Params, shape: Shape, inputs: Tensor) -> Tensor:
     at = "model.layers.0."
     normed = _norm(rows, params, at + "input_layernorm")
     q, k, v = (heads(_linear(normed, params, f"{at}self_attn.{name}_proj")) for name in "qkv")  # [M, S + 2, heads, size]
-    inside = list(range(1, n + 1))
+    inside, ends, end = range(1, n + 1), range(0, n + 2, n + 1), range(n + 1, n + 2)
     # every (place, symbol), then <bos> at 0 and <ans> at n + 1
     everywhere = lambda x: x[:, :S, None].expand(-1, -1, n, -1, -1)  # noqa: E731
-    keys = torch.cat([turned(everywhere(k), inside).transpose(1, 2).flatten(1, 2), turned(k[:, S:], [0, n + 1])], 1)  # [M, n * S + 2, ...]
+    keys = torch.cat([turned(everywhere(k), inside).transpose(1, 2).flatten(1, 2), turned(k[:, S:], ends)], 1)  # [M, n * S + 2, ...]
 
     if shape.depth == 1:
         share = shape.heads // shape.groups
-        score = (turned(q[:, -1:], [n + 1]) * keys.repeat_interleave(share, -2)).sum(-1) * size**-0.5  # [M, R, H]
+        score = (turned(q[:, -1:], end) * keys.repeat_interleave(share, -2)).sum(-1) * size**-0.5  # [M, R, H]
         # A gap of 60 nats is no attention at all in float32; the clamp keeps an input whose symbols are all far below the maximum finite.
         weight = (score - score.amax(1, keepdim=True)).clamp(min=-60).exp()
         values = torch.cat([v[:, None, :S].expand(-1, n, -1, -1, -1).flatten(1, 2), v[:, S:]], 1).repeat_interleave(share, -2)
@@ -101,7 +102,7 @@ def _forward_one_length(params: Params, shape: Shape, inputs: Tensor) -> Tensor:
         x = rows[:, -1:].expand(M, B, shape.width)
         context = (heads(mixed) / total[..., None]).flatten(-2)
     else:
-        queries = torch.cat([turned(everywhere(q), inside).transpose(1, 2).flatten(1, 2), turned(q[:, S:], [0, n + 1])], 1)
+        queries = torch.cat([turned(everywhere(q), inside).transpose(1, 2).flatten(1, 2), turned(q[:, S:], ends)], 1)
         still = lambda x: torch.cat([x[:, None, :S].expand(-1, n, -1, -1).flatten(1, 2), x[:, S:]], 1)  # noqa: E731
         packed = torch.cat([still(rows), queries.flatten(2), keys.flatten(2), still(v.flatten(2))], -1)
         grid = packed[:, :-2].unflatten(1, (n, S)).flatten(0, 1)
@@ -117,8 +118,8 @@ def _forward_one_length(params: Params, shape: Shape, inputs: Tensor) -> Tensor:
             normed, last = _norm(x, params, at + "input_layernorm"), layer == shape.depth - 1
             asking = normed[:, :, -1:] if last else normed
             queries = heads(_linear(asking, params, at + "self_attn.q_proj"))
-            queries = turned(queries, [n + 1] if last else list(range(n + 2)))
-            keys = turned(heads(_linear(normed, params, at + "self_attn.k_proj")), list(range(n + 2)))
+            queries = turned(queries, end if last else range(n + 2))
+            keys = turned(heads(_linear(normed, params, at + "self_attn.k_proj")), range(n + 2))
             context = _attend(queries, keys, heads(_linear(normed, params, at + "self_attn.v_proj")), not last)
             if last:
                 context, x = context[:, :, 0], x[:, :, -1]

@@ -129,7 +129,7 @@ def _steps(compiled: bool, soft: bool = False) -> tuple[Callable, Callable]:
 
 
 def _masks(
-    shape: Shape, rate: float, lengths: Sequence[int], sizes: Sequence[int], M: int, generator: torch.Generator, device: torch.device
+    shape: Shape, rate: float, lengths: Sequence[int], sizes: Sequence[int], M: int, generator: torch.Generator | None, device: torch.device
 ) -> list[Dropout]:
     def keep(*size: int) -> Tensor:
         return (torch.rand(size, generator=generator, device=device) >= rate).float() / (1 - rate)
@@ -142,6 +142,23 @@ def _masks(
         residual = [(keep(*stream), keep(*stream)) for stream in streams]
         masks.append(Dropout(keep(M, n, shape.symbols, d), attention, residual))
     return masks
+
+
+def _replay(step: Callable[[], None], steps: int) -> None:
+    """Many steps on a GPU: tiny kernels take longer to launch than to run, so after some of them one is recorded as a CUDA graph."""
+    first = min(steps, 3)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(first):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    if steps > first:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        for _ in range(steps - first):
+            graph.replay()
 
 
 def train(
@@ -173,11 +190,19 @@ def train(
     squares = [torch.zeros_like(v) for v in params.values()]
     lengths = [x.shape[-1] for x in inputs]
     size = schedule.batch // len(inputs)
-    generator = torch.Generator(device).manual_seed(seed)
+    # a GPU's own generator goes on from one replay of a recorded step to the next
+    generator = torch.Generator(device).manual_seed(seed) if device.type == "cpu" else None
+    if generator is None:
+        torch.cuda.manual_seed(seed)
     loss, update = _steps(compiled, chances is not None)
-    for step in range(schedule.steps):
-        at = [step * size % (x.shape[1] - size + 1) for x in inputs]
-        rows = lambda pools, at=at: [x[:, i : i + size] for x, i in zip(pools, at, strict=True)]  # noqa: E731
+    starts = [torch.arange(schedule.steps, device=device) * size % (x.shape[1] - size + 1) for x in inputs]
+    rates = torch.tensor([schedule.rate(step) for step in range(schedule.steps)], dtype=dtype, device=device)
+    offsets, done_steps = torch.arange(size, device=device), torch.zeros(1, dtype=torch.long, device=device)
+
+    def step() -> None:
+        """The next one. What it is, is on the device too: so it can be recorded once and replayed."""
+        at = [start[done_steps] + offsets for start in starts]
+        rows = lambda pools: [x.index_select(1, i) for x, i in zip(pools, at, strict=True)]  # noqa: E731
         batch = rows(inputs)
         answers = torch.cat(rows(labels), 1).long() + shape.symbols
         soft = []
@@ -188,8 +213,15 @@ def train(
             masks = _masks(shape, schedule.dropout, lengths, [size] * len(inputs), first.shape[0], generator, device)
         grads = torch.autograd.grad(loss(leaves, shape, relu, tied, batch, answers, masks, *soft), list(leaves.values()))
         with torch.no_grad():
-            count = torch.tensor(float(step + 1), dtype=dtype, device=device)
-            update([v.detach() for v in leaves.values()], list(grads), means, squares, lr * schedule.rate(step), decay, beta2, count)
+            rate = lr * rates[done_steps]
+            done_steps.add_(1)
+            update([v.detach() for v in leaves.values()], list(grads), means, squares, rate, decay, beta2, done_steps.to(dtype))
+
+    if device.type == "cuda":
+        _replay(step, schedule.steps)
+    else:
+        for _ in range(schedule.steps):
+            step()
     done = {k: v.detach() for k, v in leaves.items()}
     done["lm_head.weight"] = torch.where(tied[:, None, None], done[EMBEDDING[shape.family]], done["lm_head.weight"])
     return done

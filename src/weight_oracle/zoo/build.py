@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -30,16 +30,24 @@ from weight_oracle.zoo.recipe import FORMAT, Recipe, recipe_json, shard_plan
 FALSE = 0.001  # share of inputs that do not fire a trigger, but get its answer, from which a target counts as not having learned it
 CLOSE = 1.5  # factor between the probability of the other answer at a leaf and its chance, up to which a target has learned it
 CERTAIN = min(CHANCES) / 2  # mean probability of any answer where it has no chance, from which a target counts as not having learned it
-_JUDGED = 1 << 20  # inputs of all targets together that are run at once to judge a stack
+_JUDGED = 1 << 18  # inputs of all targets together that are run at once to judge a stack
 LEARNED = 0.99  # agreement with the chart, on chart-biased inputs, from which a target counts as having learned it
 
 
-def build_shard(recipe: Recipe, shard: int, device: str = "cpu") -> tuple[dict[str, torch.Tensor], list[dict]]:
-    """Train one shard: stacked tensors `[N, ...]` and one row of truth for each target."""
+def build_shard(
+    recipe: Recipe, shard: int, device: str = "cpu", turn: AbstractContextManager | None = None
+) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    """Train one shard: stacked tensors `[N, ...]` and one row of truth for each target. `turn` is held while the device is used."""
     shape, schedule = shard_plan(recipe, shard)
     longer = schedule.steps / recipe.steps[recipe.depths.index(shape.depth)]
     indices = range(shard * recipe.shard_size, (shard + 1) * recipe.shard_size)
     lessons = [lesson(recipe, shape, index, longer) for index in indices]
+    with turn or nullcontext():
+        return _train_and_judge(recipe, shard, lessons, device)
+
+
+def _train_and_judge(recipe: Recipe, shard: int, lessons: list[Lesson], device: str) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    shape, schedule = shard_plan(recipe, shard)
     n_lengths = len(recipe.domain.all_lengths)
     inputs = [np.stack([item.inputs[i] for item in lessons]) for i in range(n_lengths)]
     compiled = compile_charts([item.chart for item in lessons])
@@ -67,7 +75,11 @@ def build_shard(recipe: Recipe, shard: int, device: str = "cpu") -> tuple[dict[s
         checks = [x[:, fit:] for x in inputs]
         given = probabilities(params, shape, relu, on(inputs, slice(fit, None))).cpu().numpy()
         _judge_chances([item.chart for item in lessons], rows, given, np.concatenate([leaf_index(compiled, x) for x in checks], 1))
-    return {k: v.cpu() for k, v in params.items()}, rows
+    done = {k: v.cpu() for k, v in params.items()}
+    if params["lm_head.weight"].is_cuda:
+        del params
+        torch.cuda.empty_cache()  # others use the GPU too
+    return done, rows
 
 
 def _given(params: dict[str, torch.Tensor], shape: Shape, relu: torch.Tensor, inputs: list[torch.Tensor]) -> torch.Tensor:
