@@ -30,7 +30,7 @@ from weight_oracle.zoo.recipe import Recipe, shard_plan
 from weight_oracle.zoo.store import Zoo
 
 Shard = tuple[dict[str, Tensor], list[dict[str, Any]]]
-AT_ONCE = 2  # builders that use a GPU at the same time: it gives every process an equal share, and the oracle wants one
+AT_ONCE = 1  # builders that use a GPU at the same time: every process gets an equal share of it, and the oracle needs most
 APART = "apart"  # in place of a split: in one split by the inputs of one recipe, in another by those of another, and so in none
 
 
@@ -106,7 +106,7 @@ class Pool:
     def look_ahead(self, round_: int, last: int) -> None:
         """Has the builders begin with the shards of this round and of some of the next, up to that of round `last`."""
         if self.builders:
-            most = min(self.wanted(round_).stop + 2 * self.builders, self.wanted(last).stop)
+            most = min(self.wanted(round_).stop + self.builders, self.wanted(last).stop)
             for number in range(self.wanted(round_).start, most):
                 if number not in self.parts and number not in self.ahead:
                     self.ahead[number] = self._processes.submit(_packed_part, *self._job(number))
