@@ -11,6 +11,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from weight_oracle.oracle.ask import BUNDLED
+from weight_oracle.oracle.scale import ScaleConfig
 from weight_oracle.oracle.train import TrainConfig
 from weight_oracle.zoo.recipe import RECIPES
 
@@ -27,21 +28,25 @@ def commands(card: dict, name: str = "ORACLE") -> list[str]:
     """What made an oracle: the zoos as they were at its training, and before that the oracle that it started from."""
     start = f"STAGE-{stages(card) - 1}"
     done = commands(card["after"], start) if "after" in card else []
-    before = {zoo["recipe"]: zoo["built"] for zoo in card["after"]["zoos"]} if done else {}
+    before = {zoo["recipe"]: zoo.get("built") for zoo in card["after"]["zoos"]} if done else {}
     for zoo in card["zoos"]:
-        if RECIPES[zoo["recipe"]].hash != zoo["hash"]:
+        if "built" in zoo and RECIPES[zoo["recipe"]].hash != zoo["hash"]:
             raise SystemExit(f"the recipe {zoo['recipe']} has changed since the oracle was trained")
-        if zoo["built"] != before.get(zoo["recipe"]):
+        if zoo.get("built") not in (None, before.get(zoo["recipe"])):  # what is trained beside the oracle is not built before
             done.append(f"weight-oracle zoo build {zoo['recipe']} {zoo['recipe']} --count {zoo['built']}")
-    training, plain = card["training"], TrainConfig("", "")
-    names = [training["zoo"], *training["also"]]
-    options = [f"--also {' '.join(names[1:])}"] * (len(names) > 1)
-    for field in fields(TrainConfig):
+    training = card["training"]
+    scaled = "recipes" in training
+    plain = ScaleConfig((), "") if scaled else TrainConfig("", "")
+    names = training["recipes"] if scaled else [training["zoo"], *training["also"]]
+    options = [] if scaled or not names[1:] else [f"--also {' '.join(names[1:])}"]
+    for field in fields(plain):
         value = training.get(field.name, getattr(plain, field.name))
-        if field.name not in ("zoo", "out", "also", "start", "resume") and value != getattr(plain, field.name):
-            options.append(f"--{field.name.replace('_', '-')} {value}")
-    options += [f"--start {start}"] * bool(before)
-    return [*done, " ".join(["weight-oracle train", names[0], name, *options])]
+        if field.name not in ("recipes", "zoo", "out", "also", "start", "resume") and value != getattr(plain, field.name):
+            option = field.name.replace("_", "-")
+            options.append(f"--no-{option}" if value is False else f"--{option} {value}")
+    options += [f"--start {start}"] * bool("after" in card)
+    what = ["scale", *names, "--out", name] if scaled else ["train", names[0], name]
+    return [*done, " ".join(["weight-oracle", *what, *options])]
 
 
 def main(oracle: Path, results: Path, name: str = BUNDLED) -> None:
