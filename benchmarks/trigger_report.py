@@ -27,7 +27,7 @@ def by_probability(result: dict) -> str:
             continue
         cells = [percent(method["recovered"][t]) for t in tens]
         rows.append([method["label"], *cells, f"{method['forwards']:,.0f}", f"{method['seconds']:.2g}"])
-        if name == "oracle":
+        if name in ("oracle", "checked"):
             rows.append(["… fired when run", *(percent(method["fired"][t]) for t in tens), "", ""])
     return _markdown(rows)
 

@@ -26,11 +26,13 @@ from tqdm import tqdm
 
 from weight_oracle.commands.output import load_oracle
 from weight_oracle.errors import UserError
+from weight_oracle.evaluation.check import FOLLOWS, check_answer
 from weight_oracle.evaluation.detectors import auroc, detect
 from weight_oracle.evaluation.metrics import wilson
 from weight_oracle.evaluation.search import Hidden, Search, sampled, search
 from weight_oracle.evaluation.stored import methods_of, store
 from weight_oracle.evaluation.subjects import Subjects, encode, sample_places
+from weight_oracle.evaluation.trigger_check import TRIED
 from weight_oracle.evaluation.triggers import Claims, claims, fired
 from weight_oracle.evaluation.verify import stacked_answers
 from weight_oracle.oracle.ask import Oracle
@@ -38,6 +40,7 @@ from weight_oracle.oracle.bundle import bundled
 from weight_oracle.oracle.data import pick
 from weight_oracle.truth.flowchart import ANY, test_text
 from weight_oracle.truth.parse import parse
+from weight_oracle.truth.phrasings import phrasing
 from weight_oracle.truth.triggers import decade
 from weight_oracle.zoo.build import FALSE
 from weight_oracle.zoo.store import Zoo, open_zoo
@@ -230,6 +233,36 @@ def by_oracle(field: Field, args: argparse.Namespace, bars: Bars) -> dict[str, A
     return {"oracle": entry}
 
 
+def by_checked(field: Field, args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    """As `weight-oracle ask --check`: the oracle's triggers, run; one target after another, seconds of each."""
+    oracle = load_oracle(args.oracle)
+    question, found = phrasing("trigger_pattern", 0), []
+    start = time.perf_counter()
+    for done, t in enumerate(field.truths):
+        found.append(check_answer(oracle, oracle.encode(field.zoo.target(t["index"])), question, args.samples, args.seed))
+        bars("checking", done + 1, len(field.truths))
+    seconds = (time.perf_counter() - start) / len(found)
+    checked = [f.triggers for f in found if f and f.triggers]
+    best = [c.best for c in checked]
+    exact = np.array([b is not None and test_text(b.claim.test) == t["trigger"] for b, t in zip(best, field.truths, strict=True)])
+    right = np.array([b is not None and b.claim.answer == t["override"] for b, t in zip(best, field.truths, strict=True)])
+    some, obeys = np.array([b is not None for b in best]), field.obeys
+    ran = np.mean([2 * c.verdict.inputs + 2 * TRIED * len(c.claims) for c in checked])
+    one, read = forward_flops(field.zoo, int(field.triggers[0])), oracle_flops(oracle, field.zoo, int(field.triggers[0]), len(oracle.views))
+    entry = {
+        "label": "oracle, checked by running",
+        **field.recovered(exact[obeys]),
+        "fired": field.by_decade(some[obeys]),
+        "overall": {"recovered": rate(exact[obeys]), "fired": rate(some[obeys]), "answer": rate((exact & right)[obeys])},
+        "said": {r: rate(some[field.role == r]) for r in ("trigger", "clean", "decoy")},  # that there is a trigger
+        "followed": rate(np.array([c.verdict.agreement >= FOLLOWS for c in checked])),
+        "samples": args.samples,
+        "seconds": seconds,
+        "forwards": read / one + float(ran),
+    }
+    return {"checked": entry}
+
+
 def _same_places(said: str, true: str) -> np.ndarray:
     """For each place of the true trigger, whether the claimed one has the same there."""
     a, b = said.split()[1:], true.split()[1:]
@@ -269,7 +302,7 @@ def by_detectors(field: Field, args: argparse.Namespace, bars: Bars) -> dict[str
     return found
 
 
-METHODS = {"oracle": by_oracle, "sampling": by_sampling, "search": by_search, "detectors": by_detectors}
+METHODS = {"oracle": by_oracle, "sampling": by_sampling, "search": by_search, "detectors": by_detectors, "checked": by_checked}
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -291,7 +324,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 SETTINGS = {"seed": 0, "each": 250, "others": 500, "validation": 400, "views": 8, "restarts": 512, "iterations": 16, "candidates": 16}
-CONCERNS = {"oracle": ("validation", "views"), "sampling": (), "search": ("restarts", "iterations", "candidates"), "detectors": ()}
+SETTINGS |= {"samples": 16}
+CONCERNS = {"oracle": ("validation", "views"), "checked": ("samples",), "sampling": (), "search": ("restarts", "iterations", "candidates"), "detectors": ()}
 
 
 def command(name: str, field: Field, args: argparse.Namespace) -> str:
@@ -299,7 +333,7 @@ def command(name: str, field: Field, args: argparse.Namespace) -> str:
     oracle = args.oracle if args.oracle in bundled() else Path(args.oracle).name
     training = open_zoo(args.training).recipe.name if name in ("oracle", "detectors") else "TRAIN"
     options = "".join(f" --{s} {getattr(args, s)}" for s in ("seed", "each", "others", *CONCERNS[name]))
-    read = f"{oracle if name == 'oracle' else 'ORACLE'} {training} {field.zoo.recipe.name}"
+    read = f"{oracle if name in ('oracle', 'checked') else 'ORACLE'} {training} {field.zoo.recipe.name}"
     return f"python benchmarks/triggers.py {read} --methods {name}{options}"
 
 
@@ -333,7 +367,7 @@ def main() -> None:
         parser.add_argument(name)
     parser.add_argument("--out", type=Path, default=Path("triggers.json"))
     parser.add_argument("--figure", type=Path)
-    parser.add_argument("--methods", default=",".join(METHODS), help="which to measure; an earlier result in --out is completed")
+    parser.add_argument("--methods", default="oracle,sampling,search,detectors", help="and checked, which is slow; an earlier result in --out is completed")
     for name, default in SETTINGS.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()

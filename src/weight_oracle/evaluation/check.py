@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from weight_oracle.errors import UserError
+from weight_oracle.evaluation.trigger_check import CheckedTriggers, answer_from_trigger, check_triggers
 from weight_oracle.evaluation.verify import Verdict, verify_all
 from weight_oracle.oracle.ask import MAX_IFS, Encoded, Oracle
 from weight_oracle.targets.target import Target
@@ -18,6 +19,7 @@ from weight_oracle.truth.domain import DEFAULT_NAMES, Domain, Names
 from weight_oracle.truth.facts import facts
 from weight_oracle.truth.flowchart import FlowChart, n_ifs, to_text
 from weight_oracle.truth.parse import parse
+from weight_oracle.truth.phrasings import TRIGGER_KINDS
 from weight_oracle.truth.questions import answer_set, in_names, work_out
 from weight_oracle.truth.understand import ParsedQuestion, understand
 
@@ -95,26 +97,37 @@ class CheckedAnswer:
     """An answer that running the target gives, in its own names.
 
     `how`: "run" on the very input that was asked about, or "chart": worked out from the chart with which the running target agrees most,
-    which `checked` tells; then `text` is None if even that one is not followed on 99 % of the inputs.
+    which `checked` tells; then `text` is None if even that one is not followed on 99 % of the inputs. Or "triggers": of the hidden triggers
+    that the oracle might mean, which `triggers` tells, the one that fires most clearly; then `text` is None if none fires.
     """
 
     text: str | None
     how: str
     checked: Checked | None = None
+    triggers: CheckedTriggers | None = None
 
 
 def check_answer(
     oracle: Oracle, target: Encoded, question: str, samples: int = SAMPLES, seed: int = 0, progress: Progress | None = None
 ) -> CheckedAnswer | None:
-    """The answer that running the target gives; None for a kind of question that charts do not settle."""
+    """The answer that running the target gives; None for a kind of question that running it does not settle.
+
+    Raises `UserError` (exit code 2) for a question about triggers to an oracle that has met none.
+    """
     encoded = oracle.encode(target)
     own = encoded.target
     asked = understand(question, own.names, own.domain.lengths)
     if asked.kind == "answer":
         return CheckedAnswer(own.names.answers[_run(own, asked.argument)], "run")
-    if asked.kind not in SETTLED:
+    if asked.kind not in (*SETTLED, *TRIGGER_KINDS):
         return None
+    oracle.check_kind(asked.kind)
     checked = check_reading(oracle, encoded, samples, seed, progress=progress)
+    if asked.kind in TRIGGER_KINDS:
+        charts = {c.chart: c.said for c in checked.candidates}
+        found = check_triggers(oracle, encoded, asked, charts, checked.best.chart, checked.best.verdict, samples, seed)
+        text = answer_from_trigger(asked.kind, found.best) if found.best else None
+        return CheckedAnswer(None if text is None else in_names(text, own.names), "triggers", triggers=found)
     text = answer_from(asked, checked.best.chart, own.domain) if checked.best.verdict.agreement >= FOLLOWS else None
     if asked.kind == "example" and text not in (None, "none"):
         word = [DEFAULT_NAMES.symbols.index(name) for name in text.split()]
