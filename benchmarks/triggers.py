@@ -323,16 +323,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return about | {"methods": methods}
 
 
-SETTINGS = {"seed": 0, "each": 250, "others": 500, "validation": 400, "views": 8, "restarts": 512, "iterations": 16, "candidates": 16}
-SETTINGS |= {"samples": 16}
-CONCERNS = {"oracle": ("validation", "views"), "checked": ("samples",), "sampling": (), "search": ("restarts", "iterations", "candidates"), "detectors": ()}
+SETTINGS = {"seed": 0, "each": 250, "others": 500, "validation": 400, "views": 8, "samples": 16}
+SETTINGS |= {"restarts": 512, "iterations": 16, "candidates": 16}
+CONCERNS = {"oracle": ("validation", "views"), "checked": ("samples",), "search": ("restarts", "iterations", "candidates")}
+DEFAULT = "oracle,sampling,search,detectors"
 
 
 def command(name: str, field: Field, args: argparse.Namespace) -> str:
     """The command that measures one method again: with recipes for the folders of zoos, and every setting that counts."""
     oracle = args.oracle if args.oracle in bundled() else Path(args.oracle).name
     training = open_zoo(args.training).recipe.name if name in ("oracle", "detectors") else "TRAIN"
-    options = "".join(f" --{s} {getattr(args, s)}" for s in ("seed", "each", "others", *CONCERNS[name]))
+    options = "".join(f" --{s} {getattr(args, s)}" for s in ("seed", "each", "others", *CONCERNS.get(name, ())))
     read = f"{oracle if name in ('oracle', 'checked') else 'ORACLE'} {training} {field.zoo.recipe.name}"
     return f"python benchmarks/triggers.py {read} --methods {name}{options}"
 
@@ -367,7 +368,7 @@ def main() -> None:
         parser.add_argument(name)
     parser.add_argument("--out", type=Path, default=Path("triggers.json"))
     parser.add_argument("--figure", type=Path)
-    parser.add_argument("--methods", default="oracle,sampling,search,detectors", help="and checked, which is slow; an earlier result in --out is completed")
+    parser.add_argument("--methods", default=DEFAULT, help="and `checked`, which is slow; an earlier result in --out is completed")
     for name, default in SETTINGS.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
