@@ -80,7 +80,7 @@ def test_one_method_is_measured_anew_and_the_others_are_kept(bench, made, trigge
 
 def test_rates_by_depth_and_by_symbols_are_those_of_all_triggers(bench, made, tmp_path, capsys):
     out = tmp_path / "out.json"
-    assert bench(*made, "--out", out, "--methods", "oracle,sampling,checked", "--samples", 2) == 0
+    assert bench(*made, "--out", out, "--methods", "oracle,sampling,checked", "--samples", 2, "--each", 4, "--others", 2) == 0
     result, printed = json.loads(out.read_text()), capsys.readouterr().out
     n = result["targets"]["trigger"]
     for entry in result["methods"].values():

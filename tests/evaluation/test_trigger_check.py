@@ -113,13 +113,34 @@ def test_a_pattern_with_a_symbol_too_many_is_told_by_its_near_misses(trigger_zoo
     found = run_triggers(trigger_zoo.target(truth["index"]), {narrow.test: 5, claim.test: 1}, parse(truth["base"]))
     assert [c.claim for c in found[:2]] == [claim, narrow] and rate(found[1].fired) > 0.98
     assert 0.1 < rate(found[1].missed) < 0.4  # the fourth symbol may be any
+    shares = [rate(place) for place in found[1].by_place if place]
+    assert max(shares[:3]) < 0.1 and shares[3] > 0.9 and found[1].core == claim.test == found[0].core
+
+
+def test_a_test_of_the_chart_with_a_symbol_too_many_is_no_trigger(trigger_zoo):
+    """What is left of it is too frequent to be hidden."""
+    clean = [t for t in trigger_zoo.truths if t["role"] == "clean" and t["learned"]]
+    charts = [(t, chart) for t in clean if isinstance(chart := parse(t["base"]), If) and chart.test.kind == "first"]
+    truth, chart = next((t, chart) for t, chart in charts if isinstance(chart.then, Say))
+    claimed = Test("pattern", (chart.test.symbols[0], 0, 1))
+    found = run_triggers(trigger_zoo.target(truth["index"]), {claimed: 8}, chart.other)
+    assert found[0].often and found[0].core is None and not any(c.fires for c in found)
+
+
+def test_symbols_that_do_not_matter_are_left_out_of_the_answer(trigger_zoo, units, whole):
+    truth, _ = next((t, c) for t, c in units if len(claim_of(t).test.symbols) == 3)
+    encoded = as_if_said(whole, trigger_zoo.target(truth["index"]), f"{truth['trigger']} a", "p", truth["base"])
+    found = check_answer(whole, encoded, "what is the hidden trigger?", samples=1)
+    assert found is not None and found.text == truth["trigger"] and found.triggers is not None
+    first, second = found.triggers.claims[:2]
+    assert (first.said, second.said) == (0, len(whole.views) // 2) and second.core == first.claim.test
 
 
 def test_a_chart_that_gives_the_answer_anyway_shows_nothing(trigger_zoo, units):
     truth, _ = units[0]
     claim = claim_of(truth)
     (found,) = (c for c in run_triggers(trigger_zoo.target(truth["index"]), {claim.test: 1}, Say(claim.answer)) if c.claim == claim)
-    assert (found.fired, found.missed, found.example, found.probability) == (Rate(0, 0), Rate(0, 0), None, 0)
+    assert (found.fired, found.missed, found.example, found.probability) == (Rate(0, 0), Rate(0, 0), None, 0.0)
     assert not found.fires and found.as_json(default_names(5, 3))["fired"] == {"rate": None, "interval": [0.0, 1.0], "inputs": 0}
 
 

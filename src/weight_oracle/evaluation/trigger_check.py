@@ -15,7 +15,7 @@ from weight_oracle.oracle.views import vote
 from weight_oracle.targets.target import Target
 from weight_oracle.truth.automaton import TooManyStates
 from weight_oracle.truth.domain import DEFAULT_NAMES, Domain, Names
-from weight_oracle.truth.flowchart import FlowChart, If, Say, Test, test_text, to_text
+from weight_oracle.truth.flowchart import ANY, FlowChart, If, Say, Test, test_text, to_text
 from weight_oracle.truth.interpret import run_one
 from weight_oracle.truth.phrasings import phrasing
 from weight_oracle.truth.triggers import RARE, firing, firing_inputs, near_misses, trigger_of, without
@@ -57,22 +57,46 @@ class Rate:
 class CheckedClaim:
     """What came of running the target.
 
-    `said`: how many views and samples name the test; `probability`: the share of the domain whose answer the trigger would change, exactly.
+    `said`: how many views and samples name the test; `probability`: the share of the domain whose answer the trigger would change,
+    exactly, or None where this cannot be counted.
     `fired` and `missed` count random inputs on which the test holds, and on which it would if one of its symbols were not replaced, those
-    alone to which the chart without triggers gives another answer than the claimed one. `example`: the shortest input on which it fired.
+    alone to which the chart without triggers gives another answer than the claimed one; `by_place` has the near misses of each place of a
+    `pattern` (None: any symbol may stand there). `example`: the shortest input on which it fired.
     """
 
     claim: Claim
     said: int
-    probability: float
+    probability: float | None
     fired: Rate
     missed: Rate
+    by_place: tuple[Rate | None, ...]
     example: tuple[int, ...] | None
+    domain: Domain
+
+    @property
+    def core(self) -> Test | None:
+        """The test without the symbols that can be replaced and the answer stays; None if what is left is too frequent for a trigger.
+
+        A symbol matters if less than half of the near misses without it, by the interval, get the answer.
+        """
+        test = self.claim.test
+        if test.kind == "pattern":
+            kept = [ANY if r is None or r.interval[1] >= HALF else slot for slot, r in zip(test.symbols, self.by_place, strict=True)]
+            while kept and kept[-1] == ANY:
+                kept.pop()
+            test = Test("pattern", tuple(kept)) if kept else None
+        return test if test is not None and _is_rare(test, self.domain) else None
+
+    @property
+    def often(self) -> bool:
+        """Whether, by the interval, more than half of the inputs with it get its answer."""
+        return self.fired.interval[0] > HALF
 
     @property
     def fires(self) -> bool:
-        """Whether, by both intervals, more than half of the inputs with it get its answer, and less than half of the near misses."""
-        return self.fired.interval[0] > HALF and self.missed.interval[1] < HALF
+        """Whether it is a trigger: more than half of the inputs with it get its answer, less than half of the near misses do, by both
+        intervals, and the symbols that matter are rare enough together."""
+        return self.often and self.missed.interval[1] < HALF and self.core is not None
 
     @property
     def margin(self) -> float:
@@ -85,7 +109,8 @@ class CheckedClaim:
         data = {"trigger": test_text(self.claim.test, names), "answer": names.answers[self.claim.answer], "said": self.said}
         data |= {"probability": self.probability, "fires": self.fires}
         example = None if self.example is None else " ".join(names.symbols[slot] for slot in self.example)
-        return data | {"fired": self.fired.as_json(), "near_misses": self.missed.as_json(), "input": example}
+        places = [None if rate is None else rate.share for rate in self.by_place]
+        return data | {"fired": self.fired.as_json(), "near_misses": self.missed.as_json() | {"by_place": places}, "input": example}
 
 
 @dataclass(frozen=True)
@@ -185,9 +210,21 @@ def run_triggers(target: Target, tests: Mapping[Test, int], plain: FlowChart, se
     for test, said in tests.items():
         here = [(x, target.answers(x), run_one(plain, x)) for x in inputs_of(plain, test, target.domain, tried, seed)]
         for answer in range(target.domain.answers):
-            probability = float(firing(If(test, Say(answer), plain), test, target.domain))
-            found.append(_counted(Claim(test, answer), said, here, probability))
+            probability = _probability(If(test, Say(answer), plain), test, target.domain)
+            found.append(_counted(Claim(test, answer), said, here, probability, target.domain))
+    return ranked(found)
+
+
+def ranked(found: Sequence[CheckedClaim]) -> list[CheckedClaim]:
+    """Those first that fire most clearly, then those that are said most."""
     return sorted(found, key=lambda c: (-c.margin, -c.said, test_text(c.claim.test), c.claim.answer))
+
+
+def _probability(chart: FlowChart, test: Test, domain: Domain) -> float | None:
+    try:
+        return float(firing(chart, test, domain))
+    except TooManyStates:
+        return None
 
 
 def inputs_of(plain: FlowChart, test: Test, domain: Domain, n: int, seed: int) -> tuple[Int8[np.ndarray, "n hi"], Int8[np.ndarray, "n hi"]]:
@@ -204,16 +241,24 @@ def inputs_of(plain: FlowChart, test: Test, domain: Domain, n: int, seed: int) -
     return holding, missing
 
 
-def _counted(claim: Claim, said: int, here: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], probability: float) -> CheckedClaim:
+def _counted(
+    claim: Claim, said: int, here: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], probability: float | None, domain: Domain
+) -> CheckedClaim:
     """The rates of one claim, from inputs with it and near misses, and what the target and the chart without triggers answer to them."""
-    rates = []
-    for _, given, otherwise in here:
+    counted = []
+    for inputs, given, otherwise in here:
         counts = otherwise != claim.answer
-        rates.append(Rate(int((given[counts] == claim.answer).sum()), int(counts.sum())))
-    inputs, given, otherwise = here[0]
-    shown = inputs[(given == claim.answer) & (otherwise != claim.answer)]
-    words = [tuple(slot for slot in row if slot >= 0) for row in shown.tolist()]
-    return CheckedClaim(claim, said, probability, rates[0], rates[1], min(words, key=lambda word: (len(word), word), default=None))
+        counted.append((inputs[counts], given[counts] == claim.answer))
+    fired, missed = (Rate(int(hits.sum()), len(hits)) for _, hits in counted)
+    near, hits = counted[1]
+    places: list[Rate | None] = []
+    for place, slot in enumerate(claim.test.symbols if claim.test.kind == "pattern" else ()):
+        replaced = hits[near[:, place] != slot]
+        places.append(None if slot == ANY else Rate(int(replaced.sum()), len(replaced)))
+    inputs, hits = counted[0]
+    words = [tuple(slot for slot in row if slot >= 0) for row in inputs[hits].tolist()]
+    example = min(words, key=lambda word: (len(word), word), default=None)
+    return CheckedClaim(claim, said, probability, fired, missed, tuple(places), example, domain)
 
 
 def check_triggers(
@@ -226,7 +271,8 @@ def check_triggers(
     samples: int,
     seed: int = 0,
 ) -> CheckedTriggers:
-    """Runs the target on all triggers that the oracle might mean.
+    """Runs the target on all triggers that the oracle might mean, and on what is left of those that fire without the symbols that do not
+    matter, which none may have said.
 
     `charts`: those that it might mean, and how many of its replies say each; `followed`: the one of them that the running target follows
     most, by its `verdict`.
@@ -236,6 +282,9 @@ def check_triggers(
     for test in tests:
         plain = without(plain, test)
     checked = run_triggers(encoded.target, tests, plain, seed)
+    cores = dict.fromkeys((c.core for c in checked if c.often and c.core not in (None, *tests)), 0)
+    if cores:
+        checked = ranked([*checked, *run_triggers(encoded.target, cores, plain, seed)])
     best = {c.claim.test: c for c in reversed(checked)}  # the answer that it gives most clearly
     own = next((c for c in checked if c.claim == read), None)
     return CheckedTriggers(samples, tuple(c for c in checked if c is best[c.claim.test]), own, plain, verdict)
