@@ -24,6 +24,7 @@ from weight_oracle.truth.questions import answer_set, in_names, work_out
 from weight_oracle.truth.understand import ParsedQuestion, understand
 
 SAMPLES = 16
+INPUTS, FEWER = 20_000, 5_000  # at random; fewer where a chart only says what is to be expected without a trigger
 SETTLED = ("chart", "answer", "symbols", "order", "possible", "example", "contains")  # kinds of questions whose answers follow from a chart
 FOLLOWS = 0.99  # agreement from which a chart is taken for what the target does
 Progress = Callable[[int, int], None]
@@ -79,14 +80,23 @@ def candidates_of(oracle: Oracle, encoded: Encoded, samples: int, temperature: f
 
 
 def check_reading(
-    oracle: Oracle, target: Encoded, samples: int = SAMPLES, seed: int = 0, temperature: float = 1.0, progress: Progress | None = None
+    oracle: Oracle,
+    target: Encoded,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    temperature: float = 1.0,
+    progress: Progress | None = None,
+    inputs: int = INPUTS,
 ) -> Checked:
-    """Runs the target and compares it with every candidate; charts that agree equally well are ranked by how many samples say them."""
+    """Runs the target and compares it with every candidate; charts that agree equally well are ranked by how many samples say them.
+
+    `inputs`: how many are drawn at random from a domain that is too large to be run as a whole.
+    """
     if samples < 1:
         raise UserError(f"--samples {samples}: at least one chart is drawn", hint="give 1 or more", exit_code=2)
     encoded = oracle.encode(target)
     said = candidates_of(oracle, encoded, samples, temperature, seed)
-    verdicts = verify_all(encoded.target, list(said), seed=seed, progress=progress)
+    verdicts = verify_all(encoded.target, list(said), seed=seed, samples=inputs, progress=progress)
     found = [Candidate(chart, n, verdict) for (chart, n), verdict in zip(said.items(), verdicts, strict=True)]
     ranked = sorted(found, key=lambda c: (-c.verdict.agreement, -c.said, n_ifs(c.chart), to_text(c.chart)))
     return Checked(samples, tuple(ranked), found[0])
@@ -122,7 +132,8 @@ def check_answer(
     if asked.kind not in (*SETTLED, *TRIGGER_KINDS):
         return None
     oracle.check_kind(asked.kind)
-    checked = check_reading(oracle, encoded, samples, seed, progress=progress)
+    inputs = FEWER if asked.kind in TRIGGER_KINDS else INPUTS
+    checked = check_reading(oracle, encoded, samples, seed, progress=progress, inputs=inputs)
     if asked.kind in TRIGGER_KINDS:
         charts = {c.chart: c.said for c in checked.candidates}
         found = check_triggers(oracle, encoded, asked, charts, checked.best.chart, checked.best.verdict, samples, seed)
