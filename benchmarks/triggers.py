@@ -6,11 +6,14 @@
     python benchmarks/triggers.py ORACLE TRAIN TEST --out docs/results/triggers.json --figure docs/triggers.svg
 
 Working threshold and detectors come from TRAIN alone. Costs are seconds of one thread, and forward passes of a target on one input.
+What `--out` has of other methods on the very same targets is kept: another oracle takes `--methods oracle` and nothing else anew.
 """
 
 import argparse
 import json
+import sys
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,16 +25,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from weight_oracle.commands.output import load_oracle
+from weight_oracle.errors import UserError
+from weight_oracle.evaluation.check import FOLLOWS, check_answer
 from weight_oracle.evaluation.detectors import auroc, detect
 from weight_oracle.evaluation.metrics import wilson
 from weight_oracle.evaluation.search import Hidden, Search, sampled, search
+from weight_oracle.evaluation.stored import methods_of, store
 from weight_oracle.evaluation.subjects import Subjects, encode, sample_places
+from weight_oracle.evaluation.trigger_check import TRIED
 from weight_oracle.evaluation.triggers import Claims, claims, fired
 from weight_oracle.evaluation.verify import stacked_answers
 from weight_oracle.oracle.ask import Oracle
+from weight_oracle.oracle.bundle import bundled
 from weight_oracle.oracle.data import pick
-from weight_oracle.truth.flowchart import test_text
+from weight_oracle.truth.flowchart import ANY, test_text
 from weight_oracle.truth.parse import parse
+from weight_oracle.truth.phrasings import phrasing
 from weight_oracle.truth.triggers import decade
 from weight_oracle.zoo.build import FALSE
 from weight_oracle.zoo.store import Zoo, open_zoo
@@ -44,6 +53,18 @@ DETECTORS = {"statistics": "statistics, boosted trees", "linear": "canonical wei
 
 def rate(hits: np.ndarray) -> dict[str, Any]:
     return {"rate": float(np.mean(hits)) if len(hits) else None, "interval": wilson(int(np.sum(hits)), len(hits)), "n": len(hits)}
+
+
+def zoo_with_triggers(path: str, split: str, role: str = "trigger") -> Zoo:
+    """A zoo with triggers, and with targets of a role that learned what they were to do, in a split. Raises `UserError` for another."""
+    zoo = open_zoo(path)
+    if not any(t.get("role") == "trigger" for t in zoo.truths):
+        hint = "choose one of a recipe with triggers, such as charts-triggers-small-test"
+        raise UserError("none of its targets hides a trigger", where=path, hint=hint)
+    if not any((t["role"], t["split"], t["learned"]) == (role, split, True) for t in zoo.truths):
+        hint = "choose the zoo of another recipe, or build more targets"
+        raise UserError(f"no {role} target of its {split} split learned what it was to do", where=path, hint=hint)
+    return zoo
 
 
 def choose(zoo: Zoo, each: int, others: int, seed: int) -> np.ndarray:
@@ -116,6 +137,7 @@ class Field:
     role: np.ndarray
     tens: np.ndarray  # decade of each trigger
     hidden: list[Hidden]
+    sample: dict[str, int]  # how the targets were drawn
 
     @classmethod
     def of(cls, zoo: Zoo, each: int, others: int, seed: int) -> "Field":
@@ -123,7 +145,9 @@ class Field:
         truths = [zoo.truths[i] for i in places]
         tens = np.array([decade(t["probability"]) if t["role"] == "trigger" else 0 for t in truths])
         hidden = [Hidden.of(t) for t in truths if t["role"] == "trigger"]
-        return cls(zoo, places, truths, np.array([t["role"] for t in truths]), tens, hidden)
+        which = np.array([t["index"] for t in truths], "<i8")
+        sample = {"seed": seed, "each": each, "others": others, "checksum": zlib.crc32(which.tobytes())}
+        return cls(zoo, places, truths, np.array([t["role"] for t in truths]), tens, hidden, sample)
 
     @property
     def obeys(self) -> np.ndarray:
@@ -141,6 +165,15 @@ class Field:
         """Rates of what is true of each trigger."""
         return {str(ten): rate(hits[self.tens[self.obeys] == ten]) for ten in self.decades}
 
+    def recovered(self, hits: np.ndarray) -> dict[str, Any]:
+        """The share of triggers that were found: by decade, by the target's number of blocks, by how many symbols the trigger names."""
+        parts: dict[str, dict[str, Any]] = {"recovered": self.by_decade(hits)}
+        depth = np.array([t["depth"] for t in self.truths])[self.obeys]
+        symbols = np.array([sum(slot != ANY for slot in h.test.symbols) for h in self.hidden])
+        for name, labels in (("by_depth", depth), ("by_symbols", symbols)):
+            parts[name] = {str(label): rate(hits[labels == label]) for label in np.unique(labels)}
+        return parts
+
     def aurocs(self, scores: np.ndarray) -> dict[str, float]:
         """Triggers against clean targets, and against decoys."""
         chosen = {other: self.obeys | (self.role == other) for other in ("clean", "decoy")}
@@ -150,6 +183,7 @@ class Field:
         probability = np.array([t["probability"] for t in self.truths])
         return {
             "zoo": {"recipe": self.zoo.recipe.name, "hash": self.zoo.recipe.hash},
+            "sample": self.sample,
             "learned": learned(self.zoo),
             "targets": {r: int((self.role == r).sum()) for r in ("trigger", "clean", "decoy")},
             "decades": {str(ten): int((self.tens == ten).sum()) for ten in self.decades},
@@ -158,7 +192,10 @@ class Field:
 
 
 def by_oracle(field: Field, args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
-    oracle, training = load_oracle(args.oracle), open_zoo(args.training)
+    oracle = load_oracle(args.oracle)
+    if not oracle.knows_triggers:
+        raise UserError("was not trained on hidden triggers", where=args.oracle, hint="use one that was, such as `triggers`")
+    training = zoo_with_triggers(args.training, "validation", "clean")
     zoo, obeys, role = field.zoo, field.obeys, field.role
     threshold, chosen = threshold_of(oracle, training, args.views, args.validation, args.seed, bars)
     (_, said), seconds = timed(lambda: read(oracle, zoo, field.places, args.views, bars), len(field.places))
@@ -170,16 +207,14 @@ def by_oracle(field: Field, args: argparse.Namespace, bars: Bars) -> dict[str, A
     answered = np.array([a == row["override"] for a, row in zip(said.answers, field.truths, strict=True)])[obeys]
     alarm = said.score > threshold
     one = forward_flops(zoo, int(field.triggers[0]))
-    depth = np.array([t["depth"] for t in field.truths])[obeys]
-    symbols = [_same_places(a, b) for a, b, yes in zip(texts, true, obeys, strict=True) if yes and a != "none"]
+    places = [_same_places(a, b) for a, b, yes in zip(texts, true, obeys, strict=True) if yes and a != "none"]
     entry = {
         "label": "oracle, weights only",
-        "recovered": field.by_decade(exact),
+        **field.recovered(exact),
         "fired": field.by_decade(ran[obeys]),
         "answer": field.by_decade(answered),
         "overall": {"recovered": rate(exact), "fired": rate(ran[obeys]), "answer": rate(answered), "shuffled": rate(shuffled)},
-        "by_depth": {str(d): rate(exact[depth == d]) for d in sorted({*depth.tolist()})},
-        "places_right": float(np.mean(np.concatenate(symbols))) if symbols else None,  # of those who claim a trigger
+        "places_right": float(np.mean(np.concatenate(places))) if places else None,  # of those who claim a trigger
         "claimed": {r: rate(claimed[role == r]) for r in ("trigger", "clean", "decoy")},
         "detection": {
             "auroc": field.aurocs(said.score),
@@ -193,8 +228,39 @@ def by_oracle(field: Field, args: argparse.Namespace, bars: Bars) -> dict[str, A
         "forwards": oracle_flops(oracle, zoo, int(field.triggers[0]), args.views) / one,
         "flops_of_a_forward": one,
         "training": oracle.card.get("zoos"),
+        "parameters": sum(p.numel() for p in oracle.model.parameters()),
     }
     return {"oracle": entry}
+
+
+def by_checked(field: Field, args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    """As `weight-oracle ask --check`: the oracle's triggers, run; one target after another, seconds of each."""
+    oracle = load_oracle(args.oracle)
+    question, found = phrasing("trigger_pattern", 0), []
+    start = time.perf_counter()
+    for done, t in enumerate(field.truths):
+        found.append(check_answer(oracle, oracle.encode(field.zoo.target(t["index"])), question, args.samples, args.seed))
+        bars("checking", done + 1, len(field.truths))
+    seconds = (time.perf_counter() - start) / len(found)
+    checked = [f.triggers for f in found if f and f.triggers]
+    best = [c.best for c in checked]
+    exact = np.array([b is not None and test_text(b.claim.test) == t["trigger"] for b, t in zip(best, field.truths, strict=True)])
+    right = np.array([b is not None and b.claim.answer == t["override"] for b, t in zip(best, field.truths, strict=True)])
+    some, obeys = np.array([b is not None for b in best]), field.obeys
+    ran = np.mean([2 * c.verdict.inputs + 2 * TRIED * len(c.claims) for c in checked])
+    one, read = forward_flops(field.zoo, int(field.triggers[0])), oracle_flops(oracle, field.zoo, int(field.triggers[0]), len(oracle.views))
+    entry = {
+        "label": "oracle, checked by running",
+        **field.recovered(exact[obeys]),
+        "fired": field.by_decade(some[obeys]),
+        "overall": {"recovered": rate(exact[obeys]), "fired": rate(some[obeys]), "answer": rate((exact & right)[obeys])},
+        "said": {r: rate(some[field.role == r]) for r in ("trigger", "clean", "decoy")},  # that there is a trigger
+        "followed": rate(np.array([c.verdict.agreement >= FOLLOWS for c in checked])),
+        "samples": args.samples,
+        "seconds": seconds,
+        "forwards": read / one + float(ran),
+    }
+    return {"checked": entry}
 
 
 def _same_places(said: str, true: str) -> np.ndarray:
@@ -208,8 +274,8 @@ def by_sampling(field: Field, args: argparse.Namespace, bars: Bars) -> dict[str,
     uniform = sampled(field.zoo, field.triggers, field.hidden, max(BUDGETS), False, args.seed, bars)
     biased = sampled(field.zoo, field.triggers, field.hidden, BIASED, True, args.seed, bars)
     for name, budget, first in [*(("uniform", n, uniform) for n in BUDGETS), ("chart-biased", BIASED, biased)]:
-        hits = field.by_decade((first >= 0) & (first < budget))
-        found[f"{name} {budget}"] = {"label": f"{budget:,} {name} inputs", "recovered": hits, "seconds": speed * budget, "forwards": budget}
+        hits = field.recovered((first >= 0) & (first < budget))
+        found[f"{name} {budget}"] = {"label": f"{budget:,} {name} inputs", **hits, "seconds": speed * budget, "forwards": budget}
     return found
 
 
@@ -219,7 +285,7 @@ def by_search(field: Field, args: argparse.Namespace, bars: Bars) -> dict[str, A
     return {
         f"search {restarts}": {
             "label": f"gradient search, {restarts} restarts of {config.iterations} steps",
-            "recovered": field.by_decade((found.restart > 0) & (found.restart <= restarts)),
+            **field.recovered((found.restart > 0) & (found.restart <= restarts)),
             "seconds": seconds * restarts / config.restarts,
             "forwards": replace(config, restarts=restarts).forwards,
         }
@@ -228,7 +294,7 @@ def by_search(field: Field, args: argparse.Namespace, bars: Bars) -> dict[str, A
 
 
 def by_detectors(field: Field, args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
-    training, found = open_zoo(args.training), {}
+    training, found = zoo_with_triggers(args.training, "train"), {}
     known = pick(training, "train")
     for kind, label in DETECTORS.items():
         scores, seconds = timed(lambda kind=kind: detect(kind, training, known, field.zoo, field.places, bars), len(field.places))
@@ -236,22 +302,40 @@ def by_detectors(field: Field, args: argparse.Namespace, bars: Bars) -> dict[str
     return found
 
 
-METHODS = {"oracle": by_oracle, "sampling": by_sampling, "search": by_search, "detectors": by_detectors}
+METHODS = {"oracle": by_oracle, "sampling": by_sampling, "search": by_search, "detectors": by_detectors, "checked": by_checked}
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measures the methods that are asked for; those of an earlier run on the very same targets stay in the result."""
-    field, bars = Field.of(open_zoo(args.zoo), args.each, args.others, args.seed), Bars()
+    names = args.methods.split(",")
+    if unknown := sorted({*names} - {*METHODS}):
+        raise UserError(f"--methods: there is no {unknown[0]!r}", hint=f"choose among {', '.join(METHODS)}", exit_code=2)
+    if small := [name for name in SETTINGS if getattr(args, name) < (name != "seed")]:
+        raise UserError(f"--{small[0]} {getattr(args, small[0])} is too small", exit_code=2)
+    field, bars = Field.of(zoo_with_triggers(args.zoo, "test"), args.each, args.others, args.seed), Bars()
     about = field.about()
-    before = json.loads(args.out.read_text()) if args.out.exists() else {}
-    methods = before["methods"] if before and all(before.get(k) == v for k, v in json.loads(json.dumps(about)).items()) else {}
-    result = about | {"methods": methods}
-    for name in args.methods.split(","):
-        methods |= METHODS[name](field, args, bars)
-        order = ["oracle", *(done for done in methods if done != "oracle")]
-        result = about | {"methods": {done: methods[done] for done in order if done in methods}}
-        args.out.write_text(json.dumps(result, indent=1))  # what is done is kept
-    return result
+    methods = methods_of(args.out, about)
+    for name in names:
+        found = METHODS[name](field, args, bars)
+        measured = {"command": command(name, field, args), "seed": args.seed}
+        methods |= {key: entry | {"measured": measured} for key, entry in found.items()}
+        store(args.out, about, methods, first="oracle")  # what is done is kept
+    return about | {"methods": methods}
+
+
+SETTINGS = {"seed": 0, "each": 250, "others": 500, "validation": 400, "views": 8, "samples": 16}
+SETTINGS |= {"restarts": 512, "iterations": 16, "candidates": 16}
+CONCERNS = {"oracle": ("validation", "views"), "checked": ("samples",), "search": ("restarts", "iterations", "candidates")}
+DEFAULT = "oracle,sampling,search,detectors"
+
+
+def command(name: str, field: Field, args: argparse.Namespace) -> str:
+    """The command that measures one method again: with recipes for the folders of zoos, and every setting that counts."""
+    oracle = args.oracle if args.oracle in bundled() else Path(args.oracle).name
+    training = open_zoo(args.training).recipe.name if name in ("oracle", "detectors") else "TRAIN"
+    options = "".join(f" --{s} {getattr(args, s)}" for s in ("seed", "each", "others", *CONCERNS.get(name, ())))
+    read = f"{oracle if name in ('oracle', 'checked') else 'ORACLE'} {training} {field.zoo.recipe.name}"
+    return f"python benchmarks/triggers.py {read} --methods {name}{options}"
 
 
 def learned(zoo: Zoo) -> dict[str, dict[str, Any]]:
@@ -276,64 +360,27 @@ def _seconds_of_a_forward(zoo: Zoo, places: np.ndarray, n: int = 20_000) -> floa
     return (time.perf_counter() - start) / len(some) / n
 
 
-def table(result: dict) -> str:
-    """Markdown: recovered by decade, and cost."""
-    tens = list(result["decades"])
-    percent = lambda r: f"{100 * r['rate']:.0f} % [{100 * r['interval'][0]:.0f}, {100 * r['interval'][1]:.0f}]"  # noqa: E731
-    head = ["", *(f"p ≈ {result['median_probability'][t]:.0e} (n = {result['decades'][t]})" for t in tens), "forward passes", "seconds"]
-    rows = [head, ["---"] * len(head)]
-    for name, method in result["methods"].items():
-        if "recovered" not in method:
-            continue
-        cells = [percent(method["recovered"][t]) for t in tens]
-        rows.append([method["label"], *cells, f"{method['forwards']:,.0f}", f"{method['seconds']:.2g}"])
-        if name == "oracle":
-            rows.append(["… fired when run", *(percent(method["fired"][t]) for t in tens), "", ""])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def draw(result: dict, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "weight-oracle"
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
-    tens = list(result["decades"])
-    x = np.array([result["median_probability"][t] for t in tens])
-    for name, method in result["methods"].items():
-        if "recovered" not in method:
-            continue
-        cells = [method["recovered"][t] for t in tens]
-        y = np.array([100 * c["rate"] for c in cells])
-        low, high = (np.array([100 * c["interval"][i] for c in cells]) for i in (0, 1))
-        main = name == "oracle"
-        axes.errorbar(x, y, [y - low, high - y], label=method["label"], marker="o" if main else ".", lw=2.2 if main else 1.2, capsize=2)
-    axes.set(xscale="log", xlabel="firing probability of the trigger", ylabel="triggers found, %", ylim=(-3, 103))
-    axes.invert_xaxis()
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower left")
-    figure.savefig(path, metadata={"Date": None})
-
-
 def main() -> None:
+    from trigger_report import draw, tables
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("oracle", "training", "zoo"):
         parser.add_argument(name)
     parser.add_argument("--out", type=Path, default=Path("triggers.json"))
     parser.add_argument("--figure", type=Path)
-    parser.add_argument("--methods", default=",".join(METHODS), help="which to measure; an earlier result in --out is completed")
-    for name, default in (("each", 250), ("others", 500), ("validation", 400), ("views", 8), ("seed", 0)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    for name, default in (("restarts", 512), ("iterations", 16), ("candidates", 16)):
+    parser.add_argument("--methods", default=DEFAULT, help="and `checked`, which is slow; an earlier result in --out is completed")
+    for name, default in SETTINGS.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    result = measure(args)
+    try:
+        result = measure(args)
+    except UserError as error:
+        print(f"triggers.py: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
     if args.figure:
         draw(result, args.figure)
-    print(table(result))
+    print(tables(result))
     print(json.dumps({name: m["detection"] for name, m in result["methods"].items() if "detection" in m}, indent=1))
 
 

@@ -29,7 +29,7 @@ ZooPath = Positional[Annotated[str, arg(metavar="ZOO", help="Folder of a zoo.")]
 OraclePath = Annotated[Text, arg(metavar="ORACLE", help="Folder or name of an oracle. Default: a bundled one that reads the target.")]
 Anyway = Annotated[bool, NO_HINT, arg(help="Hear an oracle that is blind, too.")]
 Guess = Annotated[bool, NO_HINT, arg(help="Show the best guess where the oracle does not know.")]
-Samples = Annotated[int, arg(metavar="N", help="Charts drawn at random, with --check.")]
+Samples = Annotated[int, arg(metavar="N", help="Charts, and triggers, drawn at random, with --check.")]
 Count = Annotated[int | None, NO_HINT, arg(metavar="N")]
 
 

@@ -11,38 +11,14 @@ from weight_oracle.evaluation.search import Hidden, Search, fires, sampled, sear
 from weight_oracle.evaluation.triggers import fired, read_trigger
 from weight_oracle.oracle.data import pick
 from weight_oracle.targets.stacked import forward
-from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.flowchart import Test
 from weight_oracle.truth.interpret import run_one
 from weight_oracle.truth.parse import parse
-from weight_oracle.truth.triggers import TriggerDistribution
-from weight_oracle.zoo.build import build_zoo
-from weight_oracle.zoo.recipe import RECIPES
-from weight_oracle.zoo.store import open_zoo
-
-RECIPE = replace(
-    RECIPES["charts-triggers-small-train"],
-    name="for-tests",
-    domain=Domain(5, 3, (5, 5)),
-    charts=replace(RECIPES["charts-triggers-small-train"].charts, at=(2, 3)),
-    widths=(8,),
-    depths=(1,),
-    heads=(4,),
-    positions=(7,),
-    steps=(500,),
-    batch=32,
-    pool=2048,
-    checks=256,
-    shard_size=64,
-    splits=(),
-    compiled=False,
-    triggers=TriggerDistribution(("pattern",), (3, 4), 0, ("trigger", "clean", "decoy", "trigger"), missed=0.4, checks=200),
-)
 
 
 @pytest.fixture(scope="module")
-def zoo(tmp_path_factory):
-    return open_zoo(build_zoo(RECIPE, tmp_path_factory.mktemp("zoo"), 64))
+def zoo(trigger_zoo):
+    return trigger_zoo
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +30,7 @@ def obeying(zoo):
 
 def test_inputs_that_fire_are_those_on_which_the_running_model_gives_the_answer_of_the_trigger(zoo, obeying):
     places, hidden = obeying
-    inputs = RECIPE.domain.enumerate()
+    inputs = zoo.recipe.domain.enumerate()
     shown = fires(zoo, places, hidden, np.broadcast_to(inputs, (len(places), *inputs.shape)))
     for i, place in enumerate(places[:3]):
         said = zoo.target(zoo.truths[place]["index"]).answers(inputs)
@@ -66,7 +42,7 @@ def test_inputs_that_fire_are_those_on_which_the_running_model_gives_the_answer_
 def test_sampling_counts_inputs_as_if_all_had_been_run(zoo, obeying):
     places, hidden = obeying
     first = sampled(zoo, places, hidden, 2000, seed=3)
-    inputs = RECIPE.domain.sample(np.random.default_rng(3), 2000)
+    inputs = zoo.recipe.domain.sample(np.random.default_rng(3), 2000)
     shown = fires(zoo, places, hidden, np.broadcast_to(inputs, (len(places), *inputs.shape)))
     assert np.array_equal(first, np.where(shown.any(1), shown.argmax(1), -1))
     assert (first >= 0).mean() > 0.7  # most of these triggers are frequent
@@ -78,7 +54,7 @@ def test_gradients_with_respect_to_symbols_are_those_of_the_forward_pass(zoo):
     _, stack = next(iter(zoo.stacks(np.arange(4))))
     shape = zoo.shape(0)
     double = {k: v.double() for k, v in stack.tensors.items()}
-    x = torch.from_numpy(RECIPE.domain.sample(np.random.default_rng(0), 12).reshape(4, 3, 5))
+    x = torch.from_numpy(zoo.recipe.domain.sample(np.random.default_rng(0), 12).reshape(4, 3, 5))
     onehot = torch.nn.functional.one_hot(x.long(), 5).double().requires_grad_()
     logits = forward(double, shape, stack.relu, [onehot])
     assert torch.equal(logits, forward(double, shape, stack.relu, [x]))

@@ -85,6 +85,8 @@ def test_near_misses_are_of_four_ways():
     swapped = np.mean([any((row[:4] == np.r_[word[:i], word[i + 1], word[i], word[i + 2 :]]).all() for i in range(3)) for row in near])
     shifted = (near[:, 1:5] == word).all(1).mean()
     assert 0.2 < replaced < 0.35 and 0.2 < swapped < 0.3 and 0.2 < shifted < 0.3
+    one = near_misses(Say(0), test, domain, rng, 400, ways=("replaced",))[:, :4] != word
+    assert (one.sum(1) == 1).all() and one.mean(0).min() > 0.15
 
 
 def test_what_cannot_be_planted_is_refused():

@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING
 from weight_oracle.commands.output import Output, progress_bar
 from weight_oracle.report import percent, table
 from weight_oracle.truth.domain import Names
+from weight_oracle.truth.flowchart import test_text, to_text
 
 if TYPE_CHECKING:
     from weight_oracle.evaluation.check import Checked
+    from weight_oracle.evaluation.trigger_check import CheckedTriggers, Rate
     from weight_oracle.evaluation.verify import Verdict
     from weight_oracle.oracle.ask import Encoded, Oracle
 
 SHOWN = 5  # candidates
+READ = "   (read from the weights)"
 CAUSES, LEAST = 10, 0.01  # parts that are shown, and nats from which on they are
 
 
@@ -43,13 +46,11 @@ def verdict_text(verdict: "Verdict", names: Names) -> str:
 
 def _candidates(checked: "Checked", names: Names) -> str:
     """The best charts as a table, and the verdict on the first."""
-    from weight_oracle.truth.flowchart import to_text
-
     rows = []
     for c in checked.candidates[:SHOWN]:
         low, high = c.verdict.interval
         share = percent(c.verdict.agreement) + ("" if c.verdict.exhaustive else f" ({percent(low)} to {percent(high)})")
-        rows.append((share, c.said, to_text(c.chart, names) + "   (read from the weights)" * (c is checked.read)))
+        rows.append((share, c.said, to_text(c.chart, names) + READ * (c is checked.read)))
     return table(("the network agrees", "said", f"of {len(checked.candidates)} charts"), rows)
 
 
@@ -77,12 +78,40 @@ def checked_answer(oracle: "Oracle", encoded: "Encoded", question: str, samples:
     if found is None:
         return Output({"checked": None}, "checked by running the network: not possible for this question")
     data = {"answer": found.text, "how": found.how}
+    if found.triggers is not None:
+        return Output({"checked": data | found.triggers.as_json(names, SHOWN)}, _triggers_text(found.text, found.triggers, names))
     if found.checked is None:
         return Output({"checked": data}, f"checked by running the network: {found.text}")
     data |= found.checked.as_json(names, SHOWN)
     said = found.text or "no chart was found that it follows, so nothing can be said"
     text = [f"checked by running the network: {said}", "", _candidates(found.checked, names), ""]
     return Output({"checked": data}, "\n".join([*text, verdict_text(found.checked.best.verdict, names)]))
+
+
+def _triggers_text(answer: str | None, found: "CheckedTriggers", names: Names) -> str:
+    """Which of the triggers that the oracle might mean fire when the network runs."""
+    if not found.claims:
+        return "checked by running the network: the oracle names no trigger, so there is none to try; it may hide one all the same"
+    tried = len(found.claims)
+    said = answer or f"none of the {tried} triggers that the oracle might mean fires; it may hide another one"
+    rows = []
+    shown = found.claims[:SHOWN]
+    for c in (*shown, *([found.read] if found.read and found.read not in shown else [])):
+        text = f"{test_text(c.claim.test, names)}: say {names.answers[c.claim.answer]}" + READ * (c == found.read)
+        rows.append((_rate_text(c.fired), _rate_text(c.missed), c.said, text))
+    verdict = found.verdict
+    about = "Near misses have one symbol replaced. Counted are inputs to which the chart without triggers gives another answer:\n"
+    about += f"{to_text(found.plain, names)} (followed on {percent(verdict.agreement)} of {verdict.inputs:,} random inputs)"
+    header = ("gives its answer", "on near misses", "said", f"of {tried} triggers")
+    return "\n".join([f"checked by running the network: {said}", "", table(header, rows), "", about])
+
+
+def _rate_text(rate: "Rate") -> str:
+    """A share with its interval, and of how many inputs."""
+    if rate.share is None:
+        return "no such input"
+    low, high = rate.interval
+    return f"{percent(rate.share)} ({percent(low)} to {percent(high)}) of {rate.inputs}"
 
 
 def reasons(oracle: "Oracle", encoded: "Encoded", question: str, shown: bool) -> Output:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from weight_oracle.errors import UserError
+from weight_oracle.evaluation.trigger_check import CheckedTriggers, answer_from_trigger, check_triggers
 from weight_oracle.evaluation.verify import Verdict, verify_all
 from weight_oracle.oracle.ask import MAX_IFS, Encoded, Oracle
 from weight_oracle.targets.target import Target
@@ -18,10 +19,12 @@ from weight_oracle.truth.domain import DEFAULT_NAMES, Domain, Names
 from weight_oracle.truth.facts import facts
 from weight_oracle.truth.flowchart import FlowChart, n_ifs, to_text
 from weight_oracle.truth.parse import parse
+from weight_oracle.truth.phrasings import TRIGGER_KINDS
 from weight_oracle.truth.questions import answer_set, in_names, work_out
 from weight_oracle.truth.understand import ParsedQuestion, understand
 
 SAMPLES = 16
+INPUTS, FEWER = 20_000, 5_000  # at random; fewer where a chart only says what is to be expected without a trigger
 SETTLED = ("chart", "answer", "symbols", "order", "possible", "example", "contains")  # kinds of questions whose answers follow from a chart
 FOLLOWS = 0.99  # agreement from which a chart is taken for what the target does
 Progress = Callable[[int, int], None]
@@ -77,14 +80,23 @@ def candidates_of(oracle: Oracle, encoded: Encoded, samples: int, temperature: f
 
 
 def check_reading(
-    oracle: Oracle, target: Encoded, samples: int = SAMPLES, seed: int = 0, temperature: float = 1.0, progress: Progress | None = None
+    oracle: Oracle,
+    target: Encoded,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    temperature: float = 1.0,
+    progress: Progress | None = None,
+    inputs: int = INPUTS,
 ) -> Checked:
-    """Runs the target and compares it with every candidate; charts that agree equally well are ranked by how many samples say them."""
+    """Runs the target and compares it with every candidate; charts that agree equally well are ranked by how many samples say them.
+
+    `inputs`: how many are drawn at random from a domain that is too large to be run as a whole.
+    """
     if samples < 1:
         raise UserError(f"--samples {samples}: at least one chart is drawn", hint="give 1 or more", exit_code=2)
     encoded = oracle.encode(target)
     said = candidates_of(oracle, encoded, samples, temperature, seed)
-    verdicts = verify_all(encoded.target, list(said), seed=seed, progress=progress)
+    verdicts = verify_all(encoded.target, list(said), seed=seed, samples=inputs, progress=progress)
     found = [Candidate(chart, n, verdict) for (chart, n), verdict in zip(said.items(), verdicts, strict=True)]
     ranked = sorted(found, key=lambda c: (-c.verdict.agreement, -c.said, n_ifs(c.chart), to_text(c.chart)))
     return Checked(samples, tuple(ranked), found[0])
@@ -95,26 +107,38 @@ class CheckedAnswer:
     """An answer that running the target gives, in its own names.
 
     `how`: "run" on the very input that was asked about, or "chart": worked out from the chart with which the running target agrees most,
-    which `checked` tells; then `text` is None if even that one is not followed on 99 % of the inputs.
+    which `checked` tells; then `text` is None if even that one is not followed on 99 % of the inputs. Or "triggers": of the hidden triggers
+    that the oracle might mean, which `triggers` tells, the one that fires most clearly; then `text` is None if none fires.
     """
 
     text: str | None
     how: str
     checked: Checked | None = None
+    triggers: CheckedTriggers | None = None
 
 
 def check_answer(
     oracle: Oracle, target: Encoded, question: str, samples: int = SAMPLES, seed: int = 0, progress: Progress | None = None
 ) -> CheckedAnswer | None:
-    """The answer that running the target gives; None for a kind of question that charts do not settle."""
+    """The answer that running the target gives; None for a kind of question that running it does not settle.
+
+    Raises `UserError` (exit code 2) for a question about triggers to an oracle that has met none.
+    """
     encoded = oracle.encode(target)
     own = encoded.target
     asked = understand(question, own.names, own.domain.lengths)
     if asked.kind == "answer":
         return CheckedAnswer(own.names.answers[_run(own, asked.argument)], "run")
-    if asked.kind not in SETTLED:
+    if asked.kind not in (*SETTLED, *TRIGGER_KINDS):
         return None
-    checked = check_reading(oracle, encoded, samples, seed, progress=progress)
+    oracle.check_kind(asked.kind)
+    inputs = FEWER if asked.kind in TRIGGER_KINDS else INPUTS
+    checked = check_reading(oracle, encoded, samples, seed, progress=progress, inputs=inputs)
+    if asked.kind in TRIGGER_KINDS:
+        charts = {c.chart: c.said for c in checked.candidates}
+        found = check_triggers(oracle, encoded, asked, charts, checked.best.chart, checked.best.verdict, samples, seed)
+        text = answer_from_trigger(asked.kind, found.best) if found.best else None
+        return CheckedAnswer(None if text is None else in_names(text, own.names), "triggers", triggers=found)
     text = answer_from(asked, checked.best.chart, own.domain) if checked.best.verdict.agreement >= FOLLOWS else None
     if asked.kind == "example" and text not in (None, "none"):
         word = [DEFAULT_NAMES.symbols.index(name) for name in text.split()]

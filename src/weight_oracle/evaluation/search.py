@@ -17,7 +17,7 @@ from weight_oracle.targets.shape import Shape
 from weight_oracle.targets.stack import Stack
 from weight_oracle.targets.stacked import forward
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.flowchart import FlowChart, If, Say, leaves
+from weight_oracle.truth.flowchart import FlowChart, If, Say, Test, leaves
 from weight_oracle.truth.interpret import compile_charts, run, run_one
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.sample import biased_inputs
@@ -34,14 +34,19 @@ class Hidden:
 
     chart: FlowChart
     base: FlowChart
-    holds: FlowChart
+    test: Test
+
+    @property
+    def holds(self) -> FlowChart:
+        """The chart that says 1 where the test holds, and 0 elsewhere."""
+        return If(self.test, Say(1), Say(0))
 
     @classmethod
     def of(cls, truth: dict) -> "Hidden":
         """From a row of truth of a target that obeys a trigger."""
         test = parse(f"if {truth['trigger']}: say p else: say q")
         assert isinstance(test, If)
-        return cls(parse(truth["chart"]), parse(truth["base"]), If(test.test, Say(1), Say(0)))
+        return cls(parse(truth["chart"]), parse(truth["base"]), test.test)
 
 
 def fires(

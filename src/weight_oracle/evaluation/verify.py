@@ -113,9 +113,13 @@ def _share(same: np.ndarray, inputs: np.ndarray) -> Float[np.ndarray, " targets"
 
 def _shortest(inputs: np.ndarray, claimed: np.ndarray, actual: np.ndarray) -> tuple[Counterexample, ...]:
     wrong = np.flatnonzero(claimed != actual)
-    found = {tuple(x for x in inputs[i].tolist() if x >= 0): i for i in wrong}
-    first = sorted(found, key=lambda word: (len(word), word))[:_SHOWN]
-    return tuple(Counterexample(word, int(claimed[found[word]]), int(actual[found[word]])) for word in first)
+    lengths = (inputs[wrong] >= 0).sum(1)
+    found: dict[tuple[int, ...], int] = {}
+    for i in wrong[np.lexsort((*inputs[wrong].T[::-1], lengths))].tolist():
+        found.setdefault(tuple(x for x in inputs[i].tolist() if x >= 0), i)
+        if len(found) == _SHOWN:
+            break
+    return tuple(Counterexample(word, int(claimed[i]), int(actual[i])) for word, i in found.items())
 
 
 def uniform_by_length(domain: Domain, n: int, rng: np.random.Generator) -> Int8[np.ndarray, "n hi"]:

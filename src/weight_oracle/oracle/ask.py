@@ -193,8 +193,7 @@ class Oracle:
             reading = self.reading(target)
             return Answer(reading.text, reading.probability, reading.known, "chart", reading.familiar)
         self._check_sight()
-        if asked.kind in TRIGGER_KINDS and not self.knows_triggers:
-            raise UserError("this oracle was not trained on hidden triggers", hint="use one that was: see --oracle", exit_code=2)
+        self.check_kind(asked.kind)
         encoded = self.encode(target)
         if asked.kind in WORKED_OUT:
             reply = self._chart_reply(encoded)
@@ -219,9 +218,17 @@ class Oracle:
 
     def reply(self, encoded: Encoded, asked: ParsedQuestion) -> Reply:
         """What is said directly to a question, in default names and the target's own slots, and its own, uncalibrated probability."""
-        texts = [phrasing(asked.kind, 0, argument_text(asked.kind, argument_in(v, asked.kind, asked.argument))) for v in self.views[1:]]
+        return vote(self.replies(encoded, asked))
+
+    def replies(self, encoded: Encoded, asked: ParsedQuestion) -> list[Reply]:
+        """What each view says directly to a question, in default names and the target's own slots."""
         # the user's own words, if all are known, under the first view, which renames nothing; the usual ones under the others
-        return vote(self._say(encoded, asked.kind, [asked.text if asked.familiar else asked.canonical_text, *texts]))
+        first = asked.text if asked.familiar else asked.canonical_text
+        key = f"{asked.kind}: {first}"
+        if key not in encoded.read:
+            texts = [phrasing(asked.kind, 0, argument_text(asked.kind, argument_in(v, asked.kind, asked.argument))) for v in self.views[1:]]
+            encoded.read[key] = self._say(encoded, asked.kind, [first, *texts])
+        return encoded.read[key]
 
     def charts_said(self, encoded: Encoded) -> list[Reply]:
         """What each view says when the flow chart is asked for, in the target's own slots."""
@@ -236,11 +243,14 @@ class Oracle:
             encoded.read["considered"] = consider(self.model, self.codec, encoded.tokens, *about) if self.expectation.tests else None
         return encoded.read["considered"]
 
-    def draw(self, encoded: Encoded, n: int, temperature: float = 1.0, seed: int = 0) -> list[Reply]:
-        """`n` flow charts drawn at random as the oracle would say them, the views taking turns; in the target's own slots."""
+    def draw(self, encoded: Encoded, n: int, temperature: float = 1.0, seed: int = 0, kind: str = "chart") -> list[Reply]:
+        """`n` flow charts drawn at random as the oracle would say them, the views taking turns; in the target's own slots.
+
+        Or as many replies to another `kind` of question, which names nothing.
+        """
         views = [self.views[i % len(self.views)] for i in range(n)]
         tokens = encoded.tokens[[i % len(self.views) for i in range(n)]]
-        return self._say(encoded, "chart", [phrasing("chart", 0)] * n, views, tokens, temperature=temperature, seed=seed)
+        return self._say(encoded, kind, [phrasing(kind, 0)] * n, views, tokens, temperature=temperature, seed=seed)
 
     def confidence(self, encoded: Encoded, kind: str, reply: Reply) -> tuple[float, bool]:
         """The probability that a reply is right, and whether that and the target are such that it counts as known."""
@@ -260,6 +270,11 @@ class Oracle:
             distance = float(self.familiarity.distances(traits)[0])
             encoded.read["likeness"] = self.familiarity.probability(signs_of(self.charts_said(encoded), traits.effects[0], distance))
         return encoded.read["likeness"]
+
+    def check_kind(self, kind: str) -> None:
+        """Raises `UserError` (exit code 2) for a kind of question that the oracle was not trained to answer."""
+        if kind in TRIGGER_KINDS and not self.knows_triggers:
+            raise UserError("this oracle was not trained on hidden triggers", hint="use one that was: see --oracle", exit_code=2)
 
     def _check_sight(self) -> None:
         if not self.anyway:

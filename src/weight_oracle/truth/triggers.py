@@ -1,5 +1,6 @@
 """Hidden triggers: a rare exact pattern that overrides a chart's answer, how often it fires, and the inputs that nearly fire it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -110,16 +111,19 @@ def firing_inputs(base: FlowChart, test: Test, domain: Domain, rng: np.random.Ge
 NEAR = ("replaced", "swapped", "inserted", "shifted")
 
 
-def near_misses(base: FlowChart, test: Test, domain: Domain, rng: np.random.Generator, n: int) -> Int8[np.ndarray, "n hi"]:
+def near_misses(
+    base: FlowChart, test: Test, domain: Domain, rng: np.random.Generator, n: int, ways: Sequence[str] = NEAR
+) -> Int8[np.ndarray, "n hi"]:
     """Inputs on which the test nearly holds: in turn, one symbol of it replaced, two neighbours swapped, one symbol inserted between them,
-    or all of it one place further (of a `pattern`; a `contains` has its last symbol one place further). None of them fires.
+    or all of it one place further (of a `pattern`; a `contains` has its last symbol one place further), or some of these `ways` alone.
+    None of them fires.
     """
     chart = If(test, Say(1), Say(0))
     kept, found = [], 0
     for _ in range(_TRIES):
         inputs = firing_inputs(base, test, domain, rng, n)
-        for i, way in enumerate(NEAR):
-            inputs[i :: len(NEAR)] = _missed(inputs[i :: len(NEAR)], test, way, domain, rng)
+        for i, way in enumerate(ways):
+            inputs[i :: len(ways)] = _missed(inputs[i :: len(ways)], test, way, domain, rng)
         inputs = inputs[run(compile_charts([chart]), inputs)[0] == 0]
         kept.append(inputs)
         found += len(inputs)
