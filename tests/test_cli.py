@@ -20,6 +20,7 @@ from weight_oracle.errors import UserError
 from weight_oracle.truth.parse import parse
 
 RUN = [sys.executable, "-c", "import sys; from weight_oracle.cli import main; sys.exit(main())"]
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 NAMED = ["demo", "zoo build", "zoo show", "zoo export", "train", "eval", "questions", "ask", "read", "verify"]
 NAMED += ["compare", "scramble", "budget"]
 
@@ -251,6 +252,7 @@ def test_a_target_that_cannot_be_read(complaint, nano_target, nano_oracle, tmp_p
         (["zoo", "build", "charts-tiny", "out"], "--count N", 2),
         (["zoo", "build", "charts-tiny", "out", "--shards", "3:3"], "is not a range", 2),
         (["zoo", "build", "charts-tiny", "out", "--count", "0"], "at least 1", 2),
+        pytest.param(["zoo", "build", "charts-tiny", "out", "--count", "1", "--device", "cuda"], "no GPU", 2, marks=NO_GPU),
         (["zoo", "show", "nowhere"], "is not a zoo", 1),
         (["train", "nowhere", "out"], "is not a zoo", 1),
         (["zoo", "export", "nowhere", "0", "out"], "is not a zoo", 1),

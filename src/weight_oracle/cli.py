@@ -82,6 +82,7 @@ class ZooBuild(Command):
     count: Annotated[Count, arg(help="How many targets, rounded up to whole shards.")] = None
     workers: Annotated[int, arg(metavar="W", help="Processes at work.")] = 1
     shards: Annotated[Text, arg(metavar="A:B", help="Build shards A to B - 1 only, instead of --count.")] = None
+    device: Annotated[Literal["cpu", "cuda"], arg(help="Where targets are trained.")] = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,8 @@ def zoo_build(config: "cli.ZooBuild") -> Output:
     if (config.count is not None and config.count < 1) or config.workers < 1:
         raise UserError("--count and --workers must be at least 1", exit_code=2)
     with progress_bar(f"{recipe.name}, shards of {recipe.shard_size}", "shard") as update:
-        build_zoo(recipe, Path(config.out), config.count or 0, config.workers, range(*shards) if shards else None, update)
+        which = range(*shards) if shards else None
+        build_zoo(recipe, Path(config.out), config.count or 0, config.workers, which, update, config.device)
     zoo = open_zoo(config.out)
     learned = sum(t["learned"] for t in zoo.truths)
     data = {"zoo": config.out, "recipe": zoo.recipe.name, "hash": zoo.recipe.hash, "shards": len(zoo.shards), "targets": len(zoo.truths)}

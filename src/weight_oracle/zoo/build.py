@@ -149,14 +149,14 @@ def shard_path(out: Path, shard: int) -> Path:
     return out / "shards" / f"{shard:05d}"
 
 
-def write_shard(recipe: Recipe, out: Path, shard: int) -> int:
+def write_shard(recipe: Recipe, out: Path, shard: int, device: str = "cpu") -> int:
     """Build one shard into the zoo unless it is there already; a reader sees all of it or nothing."""
     import pyarrow as pa  # not needed where targets are trained and not stored
     import pyarrow.parquet as pq
 
     place = shard_path(out, shard)
     if not place.exists():
-        tensors, rows = build_shard(recipe, shard)
+        tensors, rows = build_shard(recipe, shard, device)
         partial = place.with_name(f"{place.name}.{os.getpid()}.partial")
         with _writing(place):
             try:
@@ -236,12 +236,21 @@ def can_compile() -> bool:
 
 
 def build_zoo(
-    recipe: Recipe, out: Path, count: int, workers: int = 1, shards: range | None = None, progress: Callable[[int, int], None] | None = None
+    recipe: Recipe,
+    out: Path,
+    count: int,
+    workers: int = 1,
+    shards: range | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    device: str = "cpu",
 ) -> Path:
     """Build the shards of at least `count` targets (or the given shards only), skipping those that exist; then the manifest.
 
-    Raises `UserError` when `out` holds a zoo of another recipe or version, or cannot be written.
+    What a GPU gives is not the same to the bit. Raises `UserError` when `out` holds a zoo of another recipe or version, or cannot be
+    written, and where there is no such device.
     """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: there is no GPU that torch can use", hint="leave it out", exit_code=2)
     if recipe.compiled and not can_compile():
         recipe = replace(recipe, compiled=False)
     note = out / "recipe.json"
@@ -258,7 +267,7 @@ def build_zoo(
             shutil.rmtree(left, ignore_errors=True)
     missing = [i for i in wanted if not shard_path(out, i).exists()]
     done = len(wanted) - len(missing)
-    for _ in _finish(recipe, out, missing, workers):
+    for _ in _finish(recipe, out, missing, workers, device):
         done += 1
         if progress:
             progress(done, len(wanted))
@@ -268,19 +277,19 @@ def build_zoo(
     return out
 
 
-def _finish(recipe: Recipe, out: Path, missing: list[int], workers: int) -> Iterable[int]:
+def _finish(recipe: Recipe, out: Path, missing: list[int], workers: int, device: str) -> Iterable[int]:
     if workers <= 1:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # one thread per worker is part of what makes the bytes the same
         try:
-            yield from (write_shard(recipe, out, i) for i in missing)
+            yield from (write_shard(recipe, out, i, device) for i in missing)
         finally:
             torch.set_num_threads(threads)
         return
     pool = ProcessPoolExecutor(workers, get_context("spawn"), start_worker)
     try:
         with _deaf_to_ctrl_c():  # what a process ignores when it starts another, that one ignores from its first moment on
-            futures = [pool.submit(write_shard, recipe, out, i) for i in missing]
+            futures = [pool.submit(write_shard, recipe, out, i, device) for i in missing]
         for future in as_completed(futures):
             yield future.result()
     finally:

@@ -1,0 +1,53 @@
+"""On a GPU: targets learn what they learn on the CPU, the oracle says the same, and a run of both ends. Skipped where there is none."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from weight_oracle.oracle.ask import Oracle
+from weight_oracle.oracle.data import Collator, QuestionData, load_population
+from weight_oracle.oracle.model import ENCODERS
+from weight_oracle.oracle.pool import Fresh
+from weight_oracle.oracle.scale import ScaleConfig, scale
+from weight_oracle.oracle.tokenizer import PAD
+from weight_oracle.zoo.build import build_shard
+from weight_oracle.zoo.recipe import find_recipe
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_targets_learn_on_a_gpu_what_they_learn_on_the_cpu(nano_recipe, dropout):
+    recipe = replace(find_recipe(str(nano_recipe)), dropouts=(dropout,))
+    here, there = (build_shard(recipe, 0, device) for device in ("cpu", "cuda"))
+    learned = [np.mean([row["accuracy"] for row in rows]) for _, rows in (here, there)]
+    assert abs(learned[0] - learned[1]) < 0.03
+    if not dropout:  # whose masks are another device's own
+        first = replace(recipe, steps=(6,))
+        pairs = [build_shard(first, 0, device)[0] for device in ("cpu", "cuda")]
+        for name, tensor in pairs[0].items():
+            torch.testing.assert_close(pairs[1][name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_the_oracle_computes_on_a_gpu_what_it_computes_on_the_cpu(nano_recipe, nano_oracle):
+    recipe = find_recipe(str(nano_recipe))
+    oracle = Oracle.from_pretrained(nano_oracle, anyway=True)
+    zoo = Fresh(nano_recipe, recipe, (0,), {0: build_shard(recipe, 0)})
+    population = load_population(zoo, ENCODERS["atoms"], oracle.settings, np.arange(16))
+    data = QuestionData(population, oracle.codec, 16, 0, batch=16)
+    found = []
+    for device in ("cpu", "cuda"):
+        collate = Collator(population.to(device), oracle.names.cpu(), oracle.codec.ids[PAD])
+        with torch.no_grad():
+            found.append(oracle.model.to(device).eval()(**collate([data[i] for i in range(16)])).logits.cpu())
+    assert (found[0] - found[1]).norm() / found[0].norm() < 5e-3
+
+
+def test_targets_and_oracle_train_on_a_gpu_side_by_side(nano_recipe, tmp_path):
+    config = ScaleConfig((str(nano_recipe),), str(tmp_path / "out"), size="tiny", steps=6, batch=8, pool=2, round=3, warmup=2)
+    done = scale(replace(config, builders=1, workers=1, compiled=False))
+    assert done.finished
+    assert json.loads((tmp_path / "out" / "log.jsonl").read_text().splitlines()[-1])["loss"] < 20
