@@ -126,6 +126,7 @@ class Train(Command):
     steps: Annotated[int, arg(help="Optimiser steps.")] = 10_000
     batch: Annotated[int, arg(help="Targets in a step.")] = 64
     lr: Annotated[float, arg(help="Peak learning rate.")] = 2e-3
+    warmup: Annotated[int, arg(metavar="N", help="Steps in which the rate rises.")] = 300
     targets: Annotated[Count, arg(help="Use only so many targets. Default: all that learned.")] = None
     save_every: Annotated[int, arg(metavar="N", help="Steps from one checkpoint to the next.")] = 500
 
