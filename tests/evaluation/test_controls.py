@@ -50,7 +50,7 @@ def test_losses_are_those_of_training(oracle, codec, zoo, subjects, asked, blind
 
 
 def test_greedy_replies_are_what_teacher_forcing_predicts(subjects):
-    asked = draw_questions(subjects, kinds=["possible"])
+    asked = draw_questions(subjects, kinds=["order"])
     replies = reply(replace(subjects, views=subjects.views[:1], renamed=subjects.renamed[:0]), asked)
     first = predict(subjects, asked, subjects.tokens, [a.subject for a in asked])  # one free token in each answer
     best, word = first.logits.log_softmax(-1).max(-1)
