@@ -213,7 +213,7 @@ def _start_builder(turn: Any) -> None:
 def _packed_part(*job: Any) -> Part:
     """In a process of its own: what it gives is sent as plain numbers."""
     device = job[4]
-    return _packed(prepare(*job, None if device == "cpu" else _turn), lambda x: x.numpy())
+    return _packed(prepare(*job, turn=None if device == "cpu" else _turn), lambda x: x.numpy())
 
 
 def _packed(part: Part, change: Callable[[Any], Any]) -> Part:
