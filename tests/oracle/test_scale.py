@@ -20,7 +20,7 @@ from weight_oracle.oracle.data import load_population, together
 from weight_oracle.oracle.floors import Cost, device_peak, report, shard_cost
 from weight_oracle.oracle.loop import whole_step
 from weight_oracle.oracle.pool import APART, Fresh, Pool, apart, merged
-from weight_oracle.oracle.scale import ScaleConfig, scale
+from weight_oracle.oracle.scale import ScaleConfig, _Run, scale
 from weight_oracle.truth.canonical import split_of
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.flowchart import to_text
@@ -192,6 +192,30 @@ def test_a_finished_oracle_is_read_like_any_other(config, straight, nano_target)
     again = Oracle.from_pretrained(Path(config.out).parent / "parts")
     assert len(list((Path(config.out).parent / "parts").glob("*.safetensors"))) > 2
     assert all(torch.equal(tensor, again.model.state_dict()[name]) for name, tensor in whole_.items())
+
+
+@pytest.mark.parametrize("every", [1, 25])
+def test_a_run_that_comes_to_nothing_says_at_which_step_and_is_not_kept(config, tmp_path, monkeypatch, every):
+    """Also where losses are looked at later, as on a GPU, and the run is stopped before."""
+    whole_run, one = _Run.__init__, _Run._one
+
+    def start(self, *given):
+        whole_run(self, *given)
+        self.every = every
+
+    def broken(self, batch):
+        one(self, batch)
+        if self.step == 2:
+            self.unseen[-1] = self.unseen[-1] * float("nan")
+        if self.step == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Run, "__init__", start)
+    monkeypatch.setattr(_Run, "_one", broken)
+    out = tmp_path / "broken"
+    with pytest.raises(UserError, match="loss of step 2 is nan"):
+        scale(replace(config, out=str(out), steps=6, round=6))
+    assert last_checkpoint(out / "run") is None
 
 
 def test_the_floors_are_there(config, straight, quick):

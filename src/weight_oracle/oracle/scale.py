@@ -249,12 +249,13 @@ class _Run:
 
     def _look(self) -> None:
         """At the losses of the last steps. Raises `UserError` if the run has come to nothing."""
-        for loss in torch.stack(self.unseen).tolist() if self.unseen else ():
+        found = torch.stack(self.unseen).tolist() if self.unseen else []
+        self.unseen = []
+        for step, loss in enumerate(found, self.step - len(found) + 1):
             if not math.isfinite(loss):
                 self.saved = self.step  # nothing to go on from
-                raise UserError(f"the loss of step {self.step} is {loss}", where=self.config.out, hint="give a lower --lr")
+                raise UserError(f"the loss of step {step} is {loss}", where=self.config.out, hint="give a lower --lr")
             self.losses.append(loss)
-        self.unseen = []
 
     def _cost(self, batch: dict[str, Any]) -> Cost:
         """Of a step on this batch, forward and backward: nothing is changed by it."""
@@ -280,7 +281,8 @@ class _Run:
         return mean_loss(self.model, data, Collator(held, self.names, self.codec.ids[PAD]), self.accelerator.device)
 
     def save(self, state: dict[str, Any]) -> None:
-        """A checkpoint, and a line of the log."""
+        """A checkpoint, and a line of the log. Raises `UserError` for a run that has come to nothing, which is not kept."""
+        self._look()
         with self.clock.timing("save"), whole_step():
             loss = sum(self.losses) / len(self.losses) if self.losses else None
             line = {"step": self.step, "loss": loss, "held_loss": self.held_loss(), "targets": self.tally.targets}
