@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from weight_oracle.cli import main
 from weight_oracle.errors import UserError
+from weight_oracle.oracle import floors
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.checkpoints import LIMIT, STATE, halves, last_checkpoint, read_checkpoint, read_shards, whole, write_checkpoint
 from weight_oracle.oracle.data import load_population, together
@@ -216,6 +217,14 @@ def test_a_run_that_comes_to_nothing_says_at_which_step_and_is_not_kept(config, 
     with pytest.raises(UserError, match="loss of step 2 is nan"):
         scale(replace(config, out=str(out), steps=6, round=6))
     assert last_checkpoint(out / "run") is None
+
+
+def test_what_a_step_takes_is_counted_once_for_all_shards_of_a_kind(quick, monkeypatch):
+    recipe = replace(recipe_from_dict(json.loads(quick.read_text()) | {"widths": [8, 16]}, ""), name="counted")
+    calls, real = [], floors.shard_cost
+    monkeypatch.setattr(floors, "shard_cost", lambda *given: calls.append(given[1]) or real(*given))
+    costs = [floors.shard_step_cost(recipe, shard) for shard in range(4)]
+    assert calls == [0, 1] and costs[0] == costs[2] != costs[1] == costs[3]
 
 
 def test_the_floors_are_there(config, straight, quick):

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from weight_oracle.targets.shape import Shape
 from weight_oracle.zoo.build import build_shard
-from weight_oracle.zoo.recipe import Recipe
+from weight_oracle.zoo.recipe import Recipe, shard_plan
 
 STATE = 32  # bytes a float32 parameter moves in a step: weight and two moments read and written, gradient written and read
 # name -> matrix products in TF32, other arithmetic in float32 (operations/s), memory (bytes/s): NVIDIA's data sheets, SXM, dense
@@ -98,10 +98,16 @@ def step_cost(step: Callable[[], Any], parameters: int) -> Cost:
     return found[0] + Cost(bytes=float(STATE * parameters))
 
 
-@cache
-def kind_cost(recipe: Recipe, shape: Shape, dropout: bool, shard: int) -> Cost:
-    """The cost of one step of the shards of a recipe with one shape, with dropout or without; `shard` is one of them."""
-    return shard_cost(recipe, shard, 1)
+_COUNTED: dict[tuple[Recipe, Shape, bool], Cost] = {}
+
+
+def shard_step_cost(recipe: Recipe, shard: int) -> Cost:
+    """The cost of one step of training a shard; counted once for all shards of a recipe with one shape, with dropout or without."""
+    shape, schedule = shard_plan(recipe, shard)
+    kind = recipe, shape, schedule.dropout > 0
+    if kind not in _COUNTED:
+        _COUNTED[kind] = shard_cost(recipe, shard, 1)
+    return _COUNTED[kind]
 
 
 def shard_cost(recipe: Recipe, shard: int, steps: int) -> Cost:

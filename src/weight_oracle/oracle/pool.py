@@ -19,13 +19,13 @@ from torch import Tensor
 
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.data import Population, load_population, pick
-from weight_oracle.oracle.floors import Cost, kind_cost
+from weight_oracle.oracle.floors import Cost, shard_step_cost
 from weight_oracle.oracle.model import ENCODERS
 from weight_oracle.truth.canonical import split_of
 from weight_oracle.truth.domain import default_names
 from weight_oracle.truth.parse import parse
 from weight_oracle.weights.encoder import Batch, EncoderConfig
-from weight_oracle.zoo.build import build_shard, start_worker
+from weight_oracle.zoo.build import build_shard, end_workers, start_worker
 from weight_oracle.zoo.recipe import Recipe, shard_plan
 from weight_oracle.zoo.store import Zoo
 
@@ -139,9 +139,7 @@ class Pool:
         """Ends the builders, whatever they are at."""
         self.ahead.clear()
         if "_processes" in self.__dict__:
-            for process in list((self._processes._processes or {}).values()):
-                process.terminate()
-            self._processes.shutdown(wait=True, cancel_futures=True)
+            end_workers(self._processes)
 
     def training(self) -> Population:
         """The targets to train on: of the train split, those that learned their chart. Raises `UserError` if there are none."""
@@ -188,8 +186,7 @@ def prepare(
     fresh = Fresh(Path(f"shard {shard} of {recipe.name}"), recipe, (shard,), {shard: (found[0], rows)})
     train, held = (_population(fresh, settings, split) for split in ("train", "validation"))
     seconds = time.perf_counter() - start
-    shape, schedule = shard_plan(recipe, shard)
-    cost = kind_cost(recipe, shape, schedule.dropout > 0, shard) * schedule.steps if trained else Cost()
+    cost = shard_step_cost(recipe, shard) * shard_plan(recipe, shard)[1].steps if trained else Cost()
     return Part(fresh, train, held, trained, cost, seconds)
 
 

@@ -217,6 +217,13 @@ def start_worker() -> None:
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
+def end_workers(pool: ProcessPoolExecutor) -> None:
+    """Ends the processes of a pool, whatever they are at."""
+    for process in list((pool._processes or {}).values()):
+        process.terminate()
+    pool.shutdown(wait=True, cancel_futures=True)
+
+
 def _exit_with_parent() -> None:
     """A killed parent cannot end its workers, which would wait for work for ever."""
     parent = parent_process()
@@ -293,9 +300,7 @@ def _finish(recipe: Recipe, out: Path, missing: list[int], workers: int, device:
         for future in as_completed(futures):
             yield future.result()
     finally:
-        for process in list((pool._processes or {}).values()) if missing else []:
-            process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
+        end_workers(pool)
 
 
 def write_manifest(recipe: Recipe, out: Path) -> None:
