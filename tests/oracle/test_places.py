@@ -77,3 +77,31 @@ def test_saved_and_loaded(model, codec, tmp_path, targets):
     again = Oracle.from_pretrained(tmp_path)
     assert again.settings.places and isinstance(again.model.config, WeightOracleConfig)
     assert torch.equal(oracle.encode(targets[0]).tokens, again.encode(targets[0]).tokens)
+
+
+def test_second_looks_are_taught_and_lead_to_the_tokens_of_places(make_model, population, codec, tmp_path, targets):
+    plain = make_model()
+    torch.manual_seed(0)
+    settings = replace(plain.config.encoder_config, places=True, looks=2)
+    model = WeightOracle(new_config(settings, plain.backbone.config))
+    batch = with_pattern(batch_of(model, population, codec), settings.answers)
+    optimiser = torch.optim.Adam(model.train().parameters(), 3e-3)
+    losses = []
+    for _ in range(12):
+        loss = model(**batch).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 1
+    model.eval()
+    with torch.no_grad():
+        tokens, guesses = model._read(batch["atoms"], batch["names"])
+        assert len(guesses) == 3 and guesses[-1].symbol[..., [0, 2]].argmax(1).tolist() == [[1, 0]] * 4
+        assert ((guesses[-1].present > 0) == torch.tensor([True, False, True, False])[: guesses[-1].present.shape[1]]).all()
+        # a look that finds otherwise is what the language model is told
+        model.refine.present_out.bias += 3
+        assert not torch.equal(model.weight_tokens(batch["atoms"], batch["names"])[:, -1], tokens[:, -1])
+    Oracle(model, codec, {"training": {}}).save_pretrained(tmp_path)
+    again = Oracle.from_pretrained(tmp_path)
+    assert again.settings.looks == 2 and torch.equal(again.encode(targets[0]).tokens, Oracle(model, codec, {}).encode(targets[0]).tokens)

@@ -23,6 +23,8 @@ from weight_oracle.weights.chunk import ChunkEncoder, QuantisedEncoder
 from weight_oracle.weights.directions import Svd2Encoder, SvdEncoder
 from weight_oracle.weights.encoder import EncoderConfig, WeightEncoder
 from weight_oracle.weights.learned import LearnedEncoder
+from weight_oracle.weights.refine import WIDTH as PLACE_WIDTH
+from weight_oracle.weights.refine import Guess, Refine
 from weight_oracle.weights.resample import Resampler
 
 ENCODERS: dict[str, type[WeightEncoder]] = {
@@ -93,6 +95,12 @@ class WeightOracle(PreTrainedModel):
         # words are embedded much smaller than what the encoder says of them: so they can be told from the first step on
         self.word_gain = nn.Parameter(torch.tensor(WORD_GAIN)) if settings.places else None
         self.pointer = _Pointer(backbone.hidden_size, config.pointer) if config.pointer else None
+        looks = settings.places and settings.looks
+        self.refine = Refine(backbone.hidden_size, settings.lengths[1], settings.answers) if looks else None
+        self.place_state = nn.Linear(PLACE_WIDTH, backbone.hidden_size) if looks else None
+        if self.place_state is not None:  # nothing is said of a look's state until it is worth it
+            nn.init.zeros_(self.place_state.weight)
+            nn.init.zeros_(self.place_state.bias)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -108,20 +116,33 @@ class WeightOracle(PreTrainedModel):
 
     def weight_tokens(self, batch: dict[str, Tensor], names: Int[Tensor, "K"]) -> Float[Tensor, "B T d"]:
         """The weight tokens of prepared targets; embeddings that stand for a word of the language carry that word's embedding too."""
+        return self._read(batch, names)[0]
+
+    def _read(self, batch: dict[str, Tensor], names: Tensor) -> tuple[Tensor, list[Guess]]:
+        """The weight tokens, and the guesses at a pattern that led to them."""
         tokens = self.encoder(batch)
         word = self.backbone.get_input_embeddings()(names)
         word = word if self.word_gain is None else self.word_gain * word
         tokens = tokens + F.pad(word, (0, 0, 0, tokens.shape[1] - len(names)))
+        guesses: list[Guess] = []
         if self.place is not None and self.place_sure is not None:
-            tokens = torch.cat([tokens, self._place_tokens(tokens[:, : self.config.encoder_config.symbols])], 1)
-        return tokens if self.resample is None else self.resample(tokens)
+            symbols = tokens[:, : self.config.encoder_config.symbols]
+            told = self.hints(symbols)[..., pattern_places(self.place.num_embeddings)]
+            if self.refine is not None:
+                guesses = self.refine(batch, tokens[:, : len(names)], told, self.config.encoder_config.looks)
+            tokens = torch.cat([tokens, self._place_tokens(symbols, told, guesses)], 1)
+        return (tokens if self.resample is None else self.resample(tokens)), guesses
 
-    def _place_tokens(self, symbols: Float[Tensor, "B S d"]) -> Float[Tensor, "B places d"]:
+    def _place_tokens(
+        self, symbols: Float[Tensor, "B S d"], told: Float[Tensor, "B S n"], guesses: list[Guess]
+    ) -> Float[Tensor, "B n d"]:
         """One more weight token for each place of an input: the symbols' tokens, each by how likely a pattern has it there."""
         assert self.place is not None and self.place_sure is not None
-        told = self.hints(symbols)[..., pattern_places(self.place.num_embeddings)].transpose(1, 2)  # [B, places, S]
-        sure = told.amax(-1, keepdim=True).clamp(-12, 12) / 4
-        return told.softmax(-1) @ symbols + self.place.weight[: told.shape[1]] + self.place_sure(sure)
+        sure = guesses[-1].present if guesses else told.amax(1)
+        told = guesses[-1].symbol if guesses else told
+        found = told.softmax(1).transpose(1, 2) @ symbols + self.place.weight[: told.shape[2]]
+        found = found + self.place_sure(sure[..., None].clamp(-12, 12) / 4)
+        return found if self.place_state is None else found + self.place_state(guesses[-1].place)
 
     def forward(
         self,
@@ -138,7 +159,7 @@ class WeightOracle(PreTrainedModel):
         have their weight tokens hidden. Returns loss (mean nats per label) and logits [B, N, V]; in training, the loss of predicting
         `hints` (see `truth.hints`) from each symbol's weight token, by a linear map, is added (and that of places, see `_which_symbol`).
         """
-        tokens = self.weight_tokens(atoms, names)
+        tokens, guesses = self._read(atoms, names)
         B, T, _ = tokens.shape
         prefix = torch.arange(T, device=tokens.device).expand(B, T)
         position = torch.cat([prefix, place + T], 1)
@@ -159,7 +180,10 @@ class WeightOracle(PreTrainedModel):
                 told = self.hints(tokens[:, : hints.shape[1]].float())
                 loss = loss + HINTS * F.binary_cross_entropy_with_logits(told, hints.float())
                 if self.place is not None:
-                    loss = loss + _which_symbol(told, hints, self.place.num_embeddings)
+                    places = hints[..., pattern_places(self.place.num_embeddings)]
+                    loss = loss + _which_symbol(told[..., pattern_places(self.place.num_embeddings)], places)
+                    for guess in guesses:
+                        loss = loss + _guessed(guess, places) / len(guesses)
         return ModelOutput(loss=loss, logits=logits)
 
     def _run(self, tokens: Tensor, text: Tensor, blind: Tensor | None, **kwargs: Any) -> Tensor:
@@ -182,14 +206,18 @@ class WeightOracle(PreTrainedModel):
         return _Injection(self, tokens, blind)
 
 
-def _which_symbol(told: Float[Tensor, "B S D"], hints: Bool[Tensor, "B S D"], places: int) -> Tensor:
+def _which_symbol(told: Float[Tensor, "B S n"], places: Bool[Tensor, "B S n"]) -> Tensor:
     """Cross-entropy of which symbol each place of a pattern has. Each is a rare yes among sure noes, of which the hints' own loss, a mean
     over all, says next to nothing."""
-    where = pattern_places(places)
-    score, true = told[..., where].transpose(1, 2), hints[..., where].transpose(1, 2)
+    score, true = told.transpose(1, 2), places.transpose(1, 2)
     asked = true.any(-1)
     each = F.cross_entropy(score.flatten(0, 1), true.float().argmax(-1).flatten(), reduction="none")
     return (each * asked.flatten()).sum() / asked.sum().clamp(min=1)
+
+
+def _guessed(guess: Guess, places: Bool[Tensor, "B S n"]) -> Tensor:
+    """The loss of a guess: whether a place of a pattern has a symbol, and which."""
+    return F.binary_cross_entropy_with_logits(guess.present.float(), places.any(1).float()) + _which_symbol(guess.symbol.float(), places)
 
 
 class _Pointer(nn.Module):

@@ -64,6 +64,7 @@ class TrainConfig:
     augment: bool = False  # raw encodings: a random symmetry of the weights in every example
     hints: bool = True  # atoms: each symbol's weight token is also trained to tell what the chart says of the symbol
     pointer: bool = True  # atoms: names are said by pointing at the weight tokens that stand for them
+    looks: int = 3  # atoms, where charts have patterns: second looks at these, see `weights.refine`
     injection: Literal["prefix", "residual"] = "prefix"
     gain: float = 1.0  # of the "residual" injection
     steps: int = 10_000
@@ -168,7 +169,7 @@ def encoder_config(config: TrainConfig, zoos: Sequence[Zoo]) -> EncoderConfig:
     if config.encoding == "atoms":
         # tests that name many symbols at once are read place by place
         patterns = any({"pattern", "contains"} & {*zoo.recipe.charts.kinds, *zoo.recipe.triggers.kinds} for zoo in zoos)
-        settings = replace(settings, places=patterns)
+        settings = replace(settings, places=patterns, looks=config.looks if patterns else 0)
         return replace(settings, latents=config.tokens - named) if config.tokens > named else settings
     shapes = [zoo.shape(shard) for zoo in zoos for shard in zoo.shards] if config.encoding in ("svd", "svd2") else []
     side = max((max(shape.width, shape.neurons) + 1 for shape in shapes), default=0)
@@ -215,11 +216,12 @@ def new_oracle(config: TrainConfig, zoos: Sequence[Zoo], codec: Codec, start: Or
 def go_on_from(trained: Oracle, where: str, model: WeightOracle, codec: Codec) -> dict[str, Any]:
     """Gives a new oracle the weights of a trained one; returns how that was made. Raises `UserError` where they are not of one kind.
 
-    A word that the trained one does not know keeps its random embedding, and one that does not point at names learns to.
+    A word that the trained one does not know keeps its random embedding, and one that does not point at names, or look twice, learns to.
     """
-    kind = lambda c: (replace(c.encoder_config, families=()), c.backbone["model_type"], c.injection, c.gain)  # noqa: E731
+    kind = lambda c: (replace(c.encoder_config, families=(), looks=0), c.backbone["model_type"], c.injection, c.gain)  # noqa: E731
     old, new = trained.model.state_dict(), model.state_dict()
-    old |= {name: tensor for name, tensor in new.items() if name.startswith("pointer.") and trained.model.pointer is None}
+    missing = {part for part in ("pointer", "refine", "place_state") if getattr(trained.model, part) is None}
+    old |= {name: tensor for name, tensor in new.items() if name.split(".")[0] in missing}
     tables = {name for name in new if name.endswith(("embed_tokens.weight", "lm_head.weight"))}
     shapes = lambda tensors: {name: t.shape[name in tables :] for name, t in tensors.items()}  # noqa: E731
     if kind(trained.model.config) != kind(model.config) or shapes(old) != shapes(new):

@@ -16,6 +16,7 @@ from weight_oracle.targets.stack import Stack
 from weight_oracle.weights.encoder import Batch, EncoderConfig, WeightEncoder
 from weight_oracle.weights.expected import attention_table, expected
 from weight_oracle.weights.fold import concatenate, fold, lengths_of, pad_to
+from weight_oracle.weights.refine import shaken
 
 _PER_LAYER = ("qk", "qk_bias", "ov", "attn_bias", "read", "read_bias", "up", "write", "mlp_bias", "has_head", "has_neuron")
 RELATIONS = 16  # numbers about two symbols that meet in a target's neurons
@@ -242,6 +243,13 @@ class AtomsEncoder(WeightEncoder):
         S = symbols.shape[1]
         rows = torch.cat([batch["rows"][:, :S][pick, symbols], batch["rows"][:, S:]], 1)
         return batch | {"rows": rows, "readouts": batch["readouts"][pick, answers], "logit_bias": batch["logit_bias"][pick, answers]}
+
+    @classmethod
+    def noisy(cls, batch: Batch, scale: float, generator: torch.Generator) -> Batch:
+        """Noise on the weights, and on what second looks begin with (`shaken`)."""
+        places = batch["turn"].shape[-1] - 2
+        symbols = batch["rows"].shape[1] - places - 4
+        return super().noisy(batch, scale, generator) | {"shaken": shaken(len(batch["rows"]), symbols, places, generator)}
 
     def forward(self, batch: Batch) -> Float[Tensor, "B T d_lm"]:
         c, rows = self.config, batch["rows"]

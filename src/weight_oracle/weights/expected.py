@@ -39,7 +39,7 @@ class Expected:
     up: tuple[Tensor, Tensor, Tensor] | None
 
 
-def _norm(x: Tensor, width: Tensor) -> Tensor:
+def normed(x: Tensor, width: Tensor) -> Tensor:
     """LayerNorm of centred streams [B, ..., d], whose padding is zero."""
     return x * _scale(x, width)
 
@@ -70,17 +70,18 @@ def _read(added: Tensor, reader: Tensor) -> Tensor:
 @torch.no_grad()
 def expected(batch: Batch, lengths: tuple[int, int], S: int) -> tuple[list[Expected], Float[Tensor, "B A K"]]:
     """The expected stream of prepared targets (see `fold.fold`), block by block, and the logits that it ends in."""
-    with torch.autocast(batch["rows"].device.type, enabled=False), _full_precision():  # the scores are exact in training as in use
+    with exactly(batch["rows"].device):
         return _expected(batch, lengths, S)
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
-    """Matrix products on CUDA in float32, where the others may be in TF32."""
+def exactly(device: torch.device) -> Iterator[None]:
+    """Context in which attention scores are exact in training as in use: no autocast, and no TF32 on CUDA."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        yield
+        with torch.autocast(device.type, enabled=False):
+            yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
 
@@ -97,14 +98,14 @@ def _expected(batch: Batch, lengths: tuple[int, int], S: int) -> tuple[list[Expe
     turn = batch["turn"][..., distance]  # [B, F, U, U]
     found = []
     for i in range(batch["qk"].shape[1]):
-        here = _norm(x, width)
+        here = normed(x, width)
         forms, keys = here[:, None, None] @ batch["qk"][:, i], here.transpose(1, 2)[:, None]
         score = (forms @ keys[:, None] * turn[:, None]).sum(2) + batch["qk_bias"][:, i, :, None] @ keys  # [B, H, U, U]
         weight = (score + prior).softmax(-1)
         value = here[:, None] @ batch["ov"][:, i]  # [B, H, U, d]
         x = x + (weight @ value).sum(1) + batch["attn_bias"][:, i, None]
         asking = _scale(x[:, -K:], width)  # [B, K, 1]
-        here = _norm(x, width)
+        here = normed(x, width)
         read = here @ batch["read"][:, i].transpose(1, 2) + batch["read_bias"][:, i, None]  # [B, U, neurons]
         act = torch.where(batch["relu"][:, None, None] > 0, F.relu(read), F.gelu(read, approximate="tanh"))
         factor = torch.zeros(())
@@ -129,7 +130,7 @@ def _expected(batch: Batch, lengths: tuple[int, int], S: int) -> tuple[list[Expe
         effect, direct = (_read(added, reader) for reader in (batch["read"][:, i], batch["readouts"]))
         up = (drive(factor), _read(added, batch["up"][:, i]), inner(factor)) if "up" in batch else None
         found.append(Expected(symbols, bos, ans, places, drive(read), effect, direct, inner(read), up))
-    return found, batch["readouts"] @ _norm(x[:, -K:], width).transpose(1, 2) + batch["logit_bias"][..., None]
+    return found, batch["readouts"] @ normed(x[:, -K:], width).transpose(1, 2) + batch["logit_bias"][..., None]
 
 
 def attention_table(e: Expected, n_positions: int) -> Float[Tensor, "B H R Kn"]:

@@ -1,0 +1,79 @@
+"""How a target's own layers respond to a belief: inputs that hold mixtures of symbols, with one place after another made pure.
+
+A belief says how likely each symbol is at each place of an input. The embedding at a place is then the mean of the symbols' embeddings,
+and what the layers make of it is no average over inputs, but the response to a point between them; it is cheap, smooth, and exact where
+the belief is sure. Nothing random is drawn and no answer of the target to an actual input is asked for; but a belief that is sure
+everywhere is an input, and so is its response (up to the epsilon of the norms). Only inner products are formed: results are gauge-free.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from weight_oracle.weights.encoder import Batch
+from weight_oracle.weights.expected import exactly, normed
+
+
+@dataclass(frozen=True)
+class Response:
+    """At `<ans>` of inputs of the longest length: the answers' logits and the neurons' pre-activations, block after block, if a symbol is
+    put at a place and the others are as believed; and those of the belief itself."""
+
+    logits: Float[Tensor, "B S n A"]
+    neurons: Float[Tensor, "B N S n"]
+    own_logits: Float[Tensor, "B A"]
+    own_neurons: Float[Tensor, "B N"]
+
+
+@torch.no_grad()
+def respond(batch: Batch, belief: Float[Tensor, "B S n"]) -> Response:
+    """The response of prepared targets (see `fold.fold`) to `belief`, the share of each symbol at each place."""
+    with exactly(batch["rows"].device):
+        return _respond(batch, belief)
+
+
+def _respond(batch: Batch, belief: Tensor) -> Response:
+    rows, width = batch["rows"], batch["width"]
+    S, n = belief.shape[1:]
+    place = rows[:, S + 3 : S + 3 + n]
+    pure = rows[:, :S, None] + place[:, None]
+    mixed = belief.transpose(1, 2) @ rows[:, :S] + place
+    at = torch.eye(n, dtype=torch.bool, device=rows.device)[:, :, None]
+    inside = torch.where(at, pure[:, :, :, None], mixed[:, None, None]).flatten(1, 2)  # [B, S n, n, d]
+    inside = torch.cat([inside, mixed[:, None]], 1)
+    bos, ans = rows[:, S] + rows[:, S + 2], rows[:, S + 1] + rows[:, S + 3 + n]
+    ends = [x[:, None, None].expand(-1, inside.shape[1], -1, -1) for x in (bos, ans)]
+    x = torch.cat([ends[0], inside, ends[1]], 2)  # [B, C, T, d]
+    order = torch.arange(n + 2, device=rows.device)
+    layers, seen = batch["qk"].shape[1], []
+    for i in range(layers):
+        here = normed(x, width)
+        first = n + 1 if i == layers - 1 else 0  # of the last block, only `<ans>` is read
+        asking, asked = here[:, :, first:], order[first:, None]
+        turn = batch["turn"][..., (asked - order).clamp(min=0)]  # [B, F, Q, T]
+        score = (here.flatten(1, 2) @ batch["qk_bias"][:, i].transpose(1, 2)).unflatten(1, here.shape[1:3]).transpose(2, 3)[:, :, None]
+        for form in range(turn.shape[1]):
+            forms = batch["qk"][:, i, :, form].transpose(1, 2).flatten(2)  # [B, d, H d]: heads within queries, so that nothing is copied
+            query = (asking.flatten(1, 2) @ forms).view(*asking.shape[:3], -1, x.shape[-1])  # [B, C, Q, H, d]
+            met = (query.flatten(2, 3) @ here.transpose(2, 3)).view(*query.shape[:4], -1)
+            score = score + met * turn[:, None, form, :, None]
+        score = score.masked_fill((asked < order)[:, None], float("-inf"))
+        weight = (score - score.amax(-1, keepdim=True)).exp()  # `softmax` is slow for so few numbers
+        weight = weight / weight.sum(-1, keepdim=True)
+        mixture = (weight.flatten(2, 3) @ here).view(*asking.shape[:2], asking.shape[2], -1)  # [B, C, Q, H d]
+        moved = mixture.flatten(1, 2) @ batch["ov"][:, i].flatten(1, 2)
+        x = x[:, :, first:] + moved.unflatten(1, asking.shape[1:3]) + batch["attn_bias"][:, i, None, None]
+        here = normed(x, width).flatten(1, 2)
+        read = here @ batch["read"][:, i].transpose(1, 2) + batch["read_bias"][:, i, None]
+        act = torch.where(batch["relu"][:, None, None] > 0, F.relu(read), F.gelu(read, approximate="tanh"))
+        if "up" in batch:
+            gated = F.silu(read) * (here @ batch["up"][:, i].transpose(1, 2))
+            act = torch.where(batch["gated"][:, None, None] > 0, gated, act)
+        x = x + (act @ batch["write"][:, i] + batch["mlp_bias"][:, i, None]).unflatten(1, x.shape[1:3])
+        seen.append(read.unflatten(1, x.shape[1:3])[:, :, -1].transpose(1, 2))  # [B, neurons, C]
+    logits = normed(x[:, :, -1], width) @ batch["readouts"].transpose(1, 2) + batch["logit_bias"][:, None]
+    neurons = torch.cat(seen, 1)
+    return Response(logits[:, :-1].unflatten(1, (S, n)), neurons[..., :-1].unflatten(2, (S, n)), logits[:, -1], neurons[..., -1])
