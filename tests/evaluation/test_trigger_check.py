@@ -208,7 +208,8 @@ def test_the_command_tells_both_apart(trigger_zoo, units, whole, tmp_path, capsy
     data = json.loads(capsys.readouterr().out)
     checked = data.pop("checked")
     assert data == plain
-    assert checked.keys() == {"answer", "how", "samples", "triggers", "read", "candidates", "without"} and checked["how"] == "triggers"
+    assert checked.keys() == {"answer", "how", "samples", "triggers", "read", "candidates", "searched", "without"}
+    assert checked["how"] == "triggers"
     assert checked["without"].keys() == {"chart", "agreement", "interval", "inputs"}
     assert main([*command, "--check", "--samples", "2", "--guess"]) == 0
     text = capsys.readouterr().out

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int8
 
 from weight_oracle.evaluation.metrics import Interval, wilson
+from weight_oracle.evaluation.trigger_repair import is_rare, repaired
 from weight_oracle.evaluation.triggers import read_trigger
 from weight_oracle.evaluation.verify import Verdict
 from weight_oracle.oracle.ask import Encoded, Oracle
@@ -18,7 +19,7 @@ from weight_oracle.truth.domain import DEFAULT_NAMES, Domain, Names
 from weight_oracle.truth.flowchart import ANY, FlowChart, If, Say, Test, test_text, to_text
 from weight_oracle.truth.interpret import run_one
 from weight_oracle.truth.phrasings import phrasing
-from weight_oracle.truth.triggers import RARE, firing, firing_inputs, near_misses, trigger_of, without
+from weight_oracle.truth.triggers import firing, firing_inputs, near_misses, trigger_of, without
 from weight_oracle.truth.understand import ParsedQuestion
 
 TRIED = 1000  # inputs with a trigger, and as many near misses
@@ -85,7 +86,7 @@ class CheckedClaim:
             while kept and kept[-1] == ANY:
                 kept.pop()
             test = Test("pattern", tuple(kept)) if kept else None
-        return test if test is not None and _is_rare(test, self.domain) else None
+        return test if test is not None and is_rare(test, self.domain) else None
 
     @property
     def often(self) -> bool:
@@ -118,7 +119,8 @@ class CheckedTriggers:
     """Triggers that the oracle might mean, each with the answer that it gives most clearly, those first that fire most clearly.
 
     `read`: the one that is read from the weights alone, if any, with the answer that is read. `plain`: the chart without triggers that they
-    are compared with, made from the chart with which the running target agrees most, by `verdict`.
+    are compared with, made from the chart with which the running target agrees most, by `verdict`. `searched`: the inputs that were run in
+    search of one near those that are named, where none of them fires.
     """
 
     samples: int
@@ -126,6 +128,7 @@ class CheckedTriggers:
     read: CheckedClaim | None
     plain: FlowChart
     verdict: Verdict
+    searched: int = 0
 
     @property
     def best(self) -> CheckedClaim | None:
@@ -136,7 +139,8 @@ class CheckedTriggers:
         """Plain values, in a target's names."""
         plain = {"chart": to_text(self.plain, names), "agreement": self.verdict.agreement, "interval": list(self.verdict.interval)}
         data = {"samples": self.samples, "triggers": len(self.claims), "read": self.read.as_json(names) if self.read else None}
-        return data | {"candidates": [c.as_json(names) for c in self.claims[:shown]], "without": plain | {"inputs": self.verdict.inputs}}
+        data |= {"candidates": [c.as_json(names) for c in self.claims[:shown]], "searched": self.searched}
+        return data | {"without": plain | {"inputs": self.verdict.inputs}}
 
 
 def answer_from_trigger(kind: str, found: CheckedClaim) -> str:
@@ -169,7 +173,7 @@ def claims_of(
     named += [(_trigger(chart, domain), n) for chart, n in charts.items()]
     found: dict[Test, int] = {}
     for test, n in named:
-        if test is not None and _is_rare(test, domain):
+        if test is not None and is_rare(test, domain):
             found[test] = found.get(test, 0) + n
     test, answer = read_trigger(vote(said["trigger_pattern"]).text), _answer(vote(said["trigger_answer"]).text, domain)
     return found, Claim(test, answer) if test in found and answer is not None else None
@@ -191,13 +195,6 @@ def _trigger(chart: FlowChart, domain: Domain) -> Test | None:
         return trigger_of(chart, domain)
     except TooManyStates:
         return None
-
-
-def _is_rare(test: Test, domain: Domain) -> bool:
-    """Whether a test is one that a trigger can have: of the domain's symbols, and true somewhere, but rarely."""
-    if max(test.symbols) >= domain.symbols or len(test.symbols) > domain.lengths[1]:
-        return False
-    return 0 < firing(If(test, Say(1), Say(0)), test, domain) < RARE
 
 
 def run_triggers(target: Target, tests: Mapping[Test, int], plain: FlowChart, seed: int = 0, tried: int = TRIED) -> list[CheckedClaim]:
@@ -261,6 +258,13 @@ def _counted(
     return CheckedClaim(claim, said, probability, fired, missed, tuple(places), example, domain)
 
 
+def _with_cores(target: Target, checked: list[CheckedClaim], plain: FlowChart, seed: int) -> list[CheckedClaim]:
+    """And what is left of those that fire without the symbols that do not matter."""
+    known = {c.claim.test for c in checked}
+    cores = dict.fromkeys((c.core for c in checked if c.often and c.core is not None and c.core not in known), 0)
+    return ranked([*checked, *run_triggers(target, cores, plain, seed)]) if cores else checked
+
+
 def check_triggers(
     oracle: Oracle,
     encoded: Encoded,
@@ -272,7 +276,7 @@ def check_triggers(
     seed: int = 0,
 ) -> CheckedTriggers:
     """Runs the target on all triggers that the oracle might mean, and on what is left of those that fire without the symbols that do not
-    matter, which none may have said.
+    matter, which none may have said. Where none fires, the target is searched for one near those (see `trigger_repair`).
 
     `charts`: those that it might mean, and how many of its replies say each; `followed`: the one of them that the running target follows
     most, by its `verdict`.
@@ -282,9 +286,12 @@ def check_triggers(
     for test in tests:
         plain = without(plain, test)
     checked = run_triggers(encoded.target, tests, plain, seed)
-    cores = dict.fromkeys((c.core for c in checked if c.often and c.core not in (None, *tests)), 0)
-    if cores:
-        checked = ranked([*checked, *run_triggers(encoded.target, cores, plain, seed)])
+    checked = _with_cores(encoded.target, checked, plain, seed)
+    searched = 0
+    if not any(c.fires for c in checked):
+        near = repaired(encoded.target, tests, plain, seed)
+        more = run_triggers(encoded.target, dict.fromkeys(near.tests, 0), plain, seed)
+        checked, searched = _with_cores(encoded.target, ranked([*checked, *more]), plain, seed), near.inputs
     best = {c.claim.test: c for c in reversed(checked)}  # the answer that it gives most clearly
     own = next((c for c in checked if c.claim == read), None)
-    return CheckedTriggers(samples, tuple(c for c in checked if c is best[c.claim.test]), own, plain, verdict)
+    return CheckedTriggers(samples, tuple(c for c in checked if c is best[c.claim.test]), own, plain, verdict, searched)
