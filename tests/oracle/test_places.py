@@ -7,9 +7,12 @@ import torch
 
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.data import Collator, QuestionData
-from weight_oracle.oracle.model import WeightOracle, WeightOracleConfig, new_config
+from weight_oracle.oracle.model import ENCODERS, WeightOracle, WeightOracleConfig, new_config
+from weight_oracle.oracle.views import renamed
+from weight_oracle.targets.stack import stack_targets
 from weight_oracle.truth.hints import hints, pattern_places
 from weight_oracle.truth.parse import parse
+from weight_oracle.truth.understand import understand
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +82,10 @@ def test_saved_and_loaded(model, codec, tmp_path, targets):
     assert torch.equal(oracle.encode(targets[0]).tokens, again.encode(targets[0]).tokens)
 
 
-def test_second_looks_are_taught_and_lead_to_the_tokens_of_places(make_model, population, codec, tmp_path, targets):
+def test_refinements_are_taught_and_lead_to_the_tokens_of_places(make_model, population, codec, tmp_path, targets):
     plain = make_model()
     torch.manual_seed(0)
-    settings = replace(plain.config.encoder_config, places=True, looks=2)
+    settings = replace(plain.config.encoder_config, places=True, refinements=2)
     model = WeightOracle(new_config(settings, plain.backbone.config))
     batch = with_pattern(batch_of(model, population, codec), settings.answers)
     optimiser = torch.optim.Adam(model.train().parameters(), 3e-3)
@@ -96,12 +99,44 @@ def test_second_looks_are_taught_and_lead_to_the_tokens_of_places(make_model, po
     assert losses[-1] < losses[0] - 1
     model.eval()
     with torch.no_grad():
-        tokens, guesses = model._read(batch["atoms"], batch["names"])
+        tokens, guesses = model.read(batch["atoms"], batch["names"])
         assert len(guesses) == 3 and guesses[-1].symbol[..., [0, 2]].argmax(1).tolist() == [[1, 0]] * 4
         assert ((guesses[-1].present > 0) == torch.tensor([True, False, True, False])[: guesses[-1].present.shape[1]]).all()
-        # a look that finds otherwise is what the language model is told
+        # a refinement that finds otherwise is what the language model is told
         model.refine.present_out.bias += 3
         assert not torch.equal(model.weight_tokens(batch["atoms"], batch["names"])[:, -1], tokens[:, -1])
-    Oracle(model, codec, {"training": {}}).save_pretrained(tmp_path)
+    oracle = Oracle(model, codec, {"training": {}})
+    oracle.save_pretrained(tmp_path)
     again = Oracle.from_pretrained(tmp_path)
-    assert again.settings.looks == 2 and torch.equal(again.encode(targets[0]).tokens, Oracle(model, codec, {}).encode(targets[0]).tokens)
+    assert again.settings.refinements == 2 and torch.equal(again.encode(targets[0]).tokens, oracle.encode(targets[0]).tokens)
+
+
+def test_what_is_guessed_is_said_where_the_trigger_is_asked_for(make_model, codec, targets):
+    plain = make_model()
+    torch.manual_seed(3)
+    settings = replace(plain.config.encoder_config, places=True, refinements=2)
+    model = WeightOracle(new_config(settings, plain.backbone.config))
+    oracle = Oracle(model, codec, {}, anyway=True)
+    assert model.refine is not None
+    encoded = oracle.encode(targets[0])
+    assert len(encoded.guessed) == len(oracle.views)
+    batch = ENCODERS["atoms"].prepare(stack_targets([targets[0]]), settings)
+    for bias in (-20.0, 20.0):
+        torch.nn.init.constant_(model.refine.present_out.bias, bias)
+        encoded = oracle.encode(targets[0])
+        with torch.no_grad():
+            guess = model.read(batch, oracle.names)[1][-1]
+        symbols = guess.symbol[0].argmax(0).tolist()
+        text = "none" if bias < 0 else "pattern " + " ".join("abcdefghijkl"[s] for s in symbols)
+        assert encoded.guessed[0].text == text
+        sure = (1 - guess.present.sigmoid()) if bias < 0 else guess.present.sigmoid() * guess.symbol.softmax(1).amax(1)
+        assert encoded.guessed[0].probability == pytest.approx(float(sure.prod()), rel=1e-4)
+        # a view's guess is in the target's own slots
+        view = oracle.views[1]
+        with torch.no_grad():
+            other = model.read(renamed(model, batch, oracle.names, view), oracle.names)[1][-1].symbol[0].argmax(0).tolist()
+        own = ["abcdefghijkl"[view.symbols.index(s)] for s in other]
+        assert encoded.guessed[1].text == ("none" if bias < 0 else "pattern " + " ".join(own))
+        asked = understand("what is the hidden trigger?")
+        assert oracle.replies(encoded, asked)[len(oracle.views) :] == [*encoded.guessed]
+    assert len(oracle.replies(encoded, understand("which symbols matter?"))) == len(oracle.views)

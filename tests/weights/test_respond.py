@@ -1,4 +1,4 @@
-"""The response to a sure belief is the target's own answer; second looks begin at the hints and see what a place changes."""
+"""The response to a sure belief is the target's own answer; refinement begins at the hints and sees what a place changes."""
 
 from functools import partial
 

@@ -17,7 +17,7 @@ from weight_oracle.oracle.grammar import ChartConstraint, Limits
 from weight_oracle.oracle.model import ENCODERS, WeightOracle
 from weight_oracle.oracle.reconsider import Considered, Expectation, consider
 from weight_oracle.oracle.tokenizer import Codec
-from weight_oracle.oracle.views import VIEWS, View, argument_in, draw_views, in_own_slots, tokens_of, vote
+from weight_oracle.oracle.views import VIEWS, View, argument_in, draw_views, in_own_slots, read_under, vote
 from weight_oracle.truth.domain import Domain, default_names
 from weight_oracle.truth.facts import ChartFacts
 from weight_oracle.truth.flowchart import FlowChart
@@ -33,7 +33,8 @@ BATCH = 128
 class Subjects:
     """Targets of one zoo as the oracle sees them; `places` are their positions in `zoo.truths`, ascending.
 
-    `tokens` are their weight tokens under the first view, which renames nothing, `renamed` those under the others (see `oracle.views`).
+    `tokens` are their weight tokens under the first view, which renames nothing, `renamed` those under the others (see `oracle.views`);
+    `guessed` has, for each, the triggers that the views guessed on the way to them.
     """
 
     model: WeightOracle
@@ -45,6 +46,7 @@ class Subjects:
     views: tuple[View, ...]
     renamed: Float[Tensor, "others N T d"]
     expectation: Expectation
+    guessed: tuple[tuple[Reply, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.facts)
@@ -60,7 +62,8 @@ class Subjects:
         """The targets at these places among the subjects."""
         rows = torch.from_numpy(chosen).to(self.tokens.device)
         tokens, renamed = self.tokens[rows], self.renamed[:, rows]
-        return replace(self, facts=tuple(self.facts[i] for i in chosen), places=self.places[chosen], tokens=tokens, renamed=renamed)
+        facts, guessed = (tuple(each[i] for i in chosen) if each else () for each in (self.facts, self.guessed))
+        return replace(self, facts=facts, places=self.places[chosen], tokens=tokens, renamed=renamed, guessed=guessed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,12 +102,14 @@ def encode(
     population = load_population(zoo, ENCODERS[settings.encoding], settings, np.sort(wanted))
     names = model.name_tokens(codec).to(model.device)
     views = draw_views(n_views, settings.symbols, settings.answers)
-    tokens, order = [], []
+    tokens, order, guessed = [], [], []
     for group in range(len(population.groups)):  # targets of one shape: encodings of raw numbers would see the padding
         here = np.flatnonzero(population.group == group)
         for rows in (here[start : start + BATCH] for start in range(0, len(here), BATCH)):
             batch = {name: part.to(model.device) for name, part in population.take(rows).items()}
-            tokens.append(torch.stack([tokens_of(model, batch, names, view) for view in views]))
+            found, said = zip(*(read_under(model, batch, names, view, domain) for view in views), strict=True)
+            tokens.append(torch.stack(found))
+            guessed += zip(*said, strict=True)
             order.append(rows)
             if progress:
                 progress("encoding", sum(map(len, order)), len(population))
@@ -113,7 +118,8 @@ def encode(
         raise UserError(what, where=str(zoo.path), hint="train an oracle with a fixed number, by --tokens")
     back = torch.from_numpy(np.argsort(np.concatenate(order))).to(model.device)
     first, renamed = torch.cat(tokens, 1)[:, back].split([1, len(views) - 1])
-    return Subjects(model, codec, domain, population.facts, population.places, first[0], views, renamed, expectation)
+    guesses = tuple(guessed[i] for i in back.tolist()) if guessed else ()
+    return Subjects(model, codec, domain, population.facts, population.places, first[0], views, renamed, expectation, guesses)
 
 
 def draw_questions(subjects: Subjects, seed: int = 0, held_out: bool = False, kinds: Sequence[str] = tuple(QUESTION_KINDS)) -> list[Asked]:
@@ -189,7 +195,7 @@ def reconsidered(subjects: Subjects, subject: int, said: Sequence[Reply]) -> Con
 
 
 def under_views(subjects: Subjects, asked: Sequence[Asked], progress: Progress | None = None) -> list[tuple[Reply, ...]]:
-    """The replies to each question under every view, in the subject's own slots."""
+    """The replies to each question under every view, in the subject's own slots; to what the hidden trigger is, also the guesses of all."""
     under: list[list[Reply]] = []
     for number, view in enumerate(subjects.views):
         seen = replace(subjects, tokens=subjects.renamed[number - 1]) if number else subjects
@@ -198,7 +204,12 @@ def under_views(subjects: Subjects, asked: Sequence[Asked], progress: Progress |
         replies = _reply(seen, renamed, False, count)
         own = [in_own_slots(view, a.question.kind, r.text, subjects.domain) for a, r in zip(asked, replies, strict=True)]
         under.append([replace(r, text=text) for r, text in zip(replies, own, strict=True)])
-    return list(zip(*under, strict=True))
+    said = zip(*under, strict=True)
+    return [(*r, *_guessed(subjects, a)) for r, a in zip(said, asked, strict=True)]
+
+
+def _guessed(subjects: Subjects, asked: Asked) -> tuple[Reply, ...]:
+    return subjects.guessed[asked.subject] if subjects.guessed and asked.question.kind == "trigger_pattern" else ()
 
 
 def _as_asked(question: Question, view: View) -> Question:

@@ -20,7 +20,7 @@ from weight_oracle.oracle.grammar import ChartConstraint, Limits
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, WeightOracleConfig
 from weight_oracle.oracle.reconsider import Considered, Expectation, consider
 from weight_oracle.oracle.tokenizer import SPECIALS, Codec, make_tokenizer
-from weight_oracle.oracle.views import VIEWS, View, argument_in, draw_views, in_own_slots, tokens_of, vote
+from weight_oracle.oracle.views import VIEWS, View, argument_in, draw_views, in_own_slots, read_under, vote
 from weight_oracle.targets.checkpoint import load_target
 from weight_oracle.targets.safe import read_json, read_vocabulary, read_weights, shown
 from weight_oracle.targets.stack import stack_targets
@@ -68,10 +68,14 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A target's weight tokens under every view (see `oracle.views`), made once for many questions; and what was read from them so far."""
+    """A target's weight tokens under every view (see `oracle.views`), made once for many questions; and what was read from them so far.
+
+    `guessed`: the trigger that each view guessed on the way to them; none if the oracle does not refine guesses.
+    """
 
     target: Target
     tokens: Float[Tensor, "views T d"]
+    guessed: tuple[Reply, ...] = ()
     read: dict[str, Any] = field(default_factory=dict)
 
 
@@ -177,7 +181,8 @@ class Oracle:
             return target
         target = self.load(target, **names)
         batch = ENCODERS[self.settings.encoding].prepare(stack_targets([target]), self.settings)
-        return Encoded(target, torch.cat([tokens_of(self.model, batch, self.names, view) for view in self.views]))
+        tokens, guessed = zip(*(read_under(self.model, batch, self.names, view, target.domain) for view in self.views), strict=True)
+        return Encoded(target, torch.cat(tokens), tuple(reply for said in guessed for reply in said))
 
     def ask(self, target: "Target | Encoded | str | Path", question: str, **names: Any) -> Answer:
         """The answer to one question, in the target's names.
@@ -221,14 +226,15 @@ class Oracle:
         return vote(self.replies(encoded, asked))
 
     def replies(self, encoded: Encoded, asked: ParsedQuestion) -> list[Reply]:
-        """What each view says directly to a question, in default names and the target's own slots."""
+        """What each view says directly to a question, in default names and the target's own slots; and to what the hidden trigger is also
+        what each has guessed."""
         # the user's own words, if all are known, under the first view, which renames nothing; the usual ones under the others
         first = asked.text if asked.familiar else asked.canonical_text
         key = f"{asked.kind}: {first}"
         if key not in encoded.read:
             texts = [phrasing(asked.kind, 0, argument_text(asked.kind, argument_in(v, asked.kind, asked.argument))) for v in self.views[1:]]
             encoded.read[key] = self._say(encoded, asked.kind, [first, *texts])
-        return encoded.read[key]
+        return [*encoded.read[key], *(encoded.guessed if asked.kind == "trigger_pattern" else ())]
 
     def charts_said(self, encoded: Encoded) -> list[Reply]:
         """What each view says when the flow chart is asked for, in the target's own slots."""

@@ -95,10 +95,10 @@ class WeightOracle(PreTrainedModel):
         # words are embedded much smaller than what the encoder says of them: so they can be told from the first step on
         self.word_gain = nn.Parameter(torch.tensor(WORD_GAIN)) if settings.places else None
         self.pointer = _Pointer(backbone.hidden_size, config.pointer) if config.pointer else None
-        looks = settings.places and settings.looks
-        self.refine = Refine(backbone.hidden_size, settings.lengths[1], settings.answers) if looks else None
-        self.place_state = nn.Linear(PLACE_WIDTH, backbone.hidden_size) if looks else None
-        if self.place_state is not None:  # nothing is said of a look's state until it is worth it
+        refined = settings.places and settings.refinements
+        self.refine = Refine(backbone.hidden_size, settings.lengths[1], settings.answers) if refined else None
+        self.place_state = nn.Linear(PLACE_WIDTH, backbone.hidden_size) if refined else None
+        if self.place_state is not None:  # an oracle that goes on without them says what it said, at first
             nn.init.zeros_(self.place_state.weight)
             nn.init.zeros_(self.place_state.bias)
         self.post_init()
@@ -116,10 +116,10 @@ class WeightOracle(PreTrainedModel):
 
     def weight_tokens(self, batch: dict[str, Tensor], names: Int[Tensor, "K"]) -> Float[Tensor, "B T d"]:
         """The weight tokens of prepared targets; embeddings that stand for a word of the language carry that word's embedding too."""
-        return self._read(batch, names)[0]
+        return self.read(batch, names)[0]
 
-    def _read(self, batch: dict[str, Tensor], names: Tensor) -> tuple[Tensor, list[Guess]]:
-        """The weight tokens, and the guesses at a pattern that led to them."""
+    def read(self, batch: dict[str, Tensor], names: Int[Tensor, "K"]) -> tuple[Float[Tensor, "B T d"], list[Guess]]:
+        """The weight tokens, and the guesses at a pattern that led to them: the first one and its refinements, if there are any."""
         tokens = self.encoder(batch)
         word = self.backbone.get_input_embeddings()(names)
         word = word if self.word_gain is None else self.word_gain * word
@@ -129,7 +129,7 @@ class WeightOracle(PreTrainedModel):
             symbols = tokens[:, : self.config.encoder_config.symbols]
             told = self.hints(symbols)[..., pattern_places(self.place.num_embeddings)]
             if self.refine is not None:
-                guesses = self.refine(batch, tokens[:, : len(names)], told, self.config.encoder_config.looks)
+                guesses = self.refine(batch, tokens[:, : len(names)], told, self.config.encoder_config.refinements)
             tokens = torch.cat([tokens, self._place_tokens(symbols, told, guesses)], 1)
         return (tokens if self.resample is None else self.resample(tokens)), guesses
 
@@ -159,7 +159,7 @@ class WeightOracle(PreTrainedModel):
         have their weight tokens hidden. Returns loss (mean nats per label) and logits [B, N, V]; in training, the loss of predicting
         `hints` (see `truth.hints`) from each symbol's weight token, by a linear map, is added (and that of places, see `_which_symbol`).
         """
-        tokens, guesses = self._read(atoms, names)
+        tokens, guesses = self.read(atoms, names)
         B, T, _ = tokens.shape
         prefix = torch.arange(T, device=tokens.device).expand(B, T)
         position = torch.cat([prefix, place + T], 1)

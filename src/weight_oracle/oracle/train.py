@@ -64,7 +64,7 @@ class TrainConfig:
     augment: bool = False  # raw encodings: a random symmetry of the weights in every example
     hints: bool = True  # atoms: each symbol's weight token is also trained to tell what the chart says of the symbol
     pointer: bool = True  # atoms: names are said by pointing at the weight tokens that stand for them
-    looks: int = 3  # atoms, where charts have patterns: second looks at these, see `weights.refine`
+    refinements: int = 2  # atoms, where charts have patterns: of the guess at a pattern, see `weights.refine`
     injection: Literal["prefix", "residual"] = "prefix"
     gain: float = 1.0  # of the "residual" injection
     steps: int = 10_000
@@ -169,7 +169,7 @@ def encoder_config(config: TrainConfig, zoos: Sequence[Zoo]) -> EncoderConfig:
     if config.encoding == "atoms":
         # tests that name many symbols at once are read place by place
         patterns = any({"pattern", "contains"} & {*zoo.recipe.charts.kinds, *zoo.recipe.triggers.kinds} for zoo in zoos)
-        settings = replace(settings, places=patterns, looks=config.looks if patterns else 0)
+        settings = replace(settings, places=patterns, refinements=config.refinements if patterns else 0)
         return replace(settings, latents=config.tokens - named) if config.tokens > named else settings
     shapes = [zoo.shape(shard) for zoo in zoos for shard in zoo.shards] if config.encoding in ("svd", "svd2") else []
     side = max((max(shape.width, shape.neurons) + 1 for shape in shapes), default=0)
@@ -182,6 +182,8 @@ def _check_encoding(config: TrainConfig) -> None:
         raise UserError(f"there is no encoding called {config.encoding!r}", hint=f"choose among {', '.join(ENCODERS)}", exit_code=2)
     if config.tokens < 0:
         raise UserError(f"--tokens {config.tokens}: a target has at least one weight token", hint="give 1 or more", exit_code=2)
+    if config.refinements < 0:
+        raise UserError(f"--refinements {config.refinements}: less than none", hint="give 0 or more", exit_code=2)
     if config.bits not in BITS:
         raise UserError(f"--bits {config.bits}: numbers can have 8, 4 or 2 bits", exit_code=2)
     if config.encoding == "atoms" and (config.canonical or config.augment):
@@ -216,9 +218,10 @@ def new_oracle(config: TrainConfig, zoos: Sequence[Zoo], codec: Codec, start: Or
 def go_on_from(trained: Oracle, where: str, model: WeightOracle, codec: Codec) -> dict[str, Any]:
     """Gives a new oracle the weights of a trained one; returns how that was made. Raises `UserError` where they are not of one kind.
 
-    A word that the trained one does not know keeps its random embedding, and one that does not point at names, or look twice, learns to.
+    A word that the trained one does not know keeps its random embedding, and one that does not point at names, or refine its guesses,
+    learns to.
     """
-    kind = lambda c: (replace(c.encoder_config, families=(), looks=0), c.backbone["model_type"], c.injection, c.gain)  # noqa: E731
+    kind = lambda c: (replace(c.encoder_config, families=(), refinements=0), c.backbone["model_type"], c.injection, c.gain)  # noqa: E731
     old, new = trained.model.state_dict(), model.state_dict()
     missing = {part for part in ("pointer", "refine", "place_state") if getattr(trained.model, part) is None}
     old |= {name: tensor for name, tensor in new.items() if name.split(".")[0] in missing}

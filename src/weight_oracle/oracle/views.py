@@ -49,9 +49,35 @@ def draw_views(n: int, symbols: int, answers: int) -> tuple[View, ...]:
 
 def tokens_of(model: WeightOracle, batch: Batch, names: Tensor, view: View) -> Float[Tensor, "B T d"]:
     """Weight tokens of prepared targets under a renaming."""
+    return model.weight_tokens(renamed(model, batch, names, view), names)
+
+
+def renamed(model: WeightOracle, batch: Batch, names: Tensor, view: View) -> Batch:
+    """Prepared targets as they go by in the view; `names` is on their device."""
     size = len(next(iter(batch.values())))
     order = (torch.tensor(np.argsort(slots)).expand(size, -1).to(names.device) for slots in (view.symbols, view.answers))
-    return model.weight_tokens(ENCODERS[model.config.encoder_config.encoding].rename(batch, *order), names)
+    return ENCODERS[model.config.encoder_config.encoding].rename(batch, *order)
+
+
+def read_under(
+    model: WeightOracle, batch: Batch, names: Tensor, view: View, domain: Domain
+) -> tuple[Float[Tensor, "B T d"], list[Reply]]:
+    """Weight tokens of prepared targets under a renaming, and the pattern that was guessed of each on the way to them, in its own slots,
+    with the probability that all places are right; no patterns without refined guesses (see `weights.refine`)."""
+    tokens, guesses = model.read(renamed(model, batch, names, view), names)
+    if not guesses:
+        return tokens, []
+    symbol, present = guesses[-1].symbol.softmax(1).max(1), guesses[-1].present.sigmoid()
+    there = present > 0.5
+    sure = torch.where(there, present * symbol.values, 1 - present).prod(1)
+    words = [[DEFAULT_NAMES.symbols[s] if yes else "." for s, yes in zip(*row, strict=True)] for row in _rows(symbol.indices, there)]
+    texts = [f"pattern {' '.join(row).rstrip(' .')}" if {*row} - {"."} else "none" for row in words]
+    own = [in_own_slots(view, "trigger_pattern", text, domain) for text in texts]
+    return tokens, [Reply(text, p) for text, p in zip(own, sure.tolist(), strict=True)]
+
+
+def _rows(*tables: Tensor) -> list[tuple[list, ...]]:
+    return list(zip(*(table.tolist() for table in tables), strict=True))
 
 
 def argument_in(view: View, kind: str, argument: Sequence[int]) -> tuple[int, ...]:

@@ -246,7 +246,7 @@ class AtomsEncoder(WeightEncoder):
 
     @classmethod
     def noisy(cls, batch: Batch, scale: float, generator: torch.Generator) -> Batch:
-        """Noise on the weights, and on what second looks begin with (`shaken`)."""
+        """Noise on the weights, and on the guesses that are refined (`shaken`, see `refine`)."""
         places = batch["turn"].shape[-1] - 2
         symbols = batch["rows"].shape[1] - places - 4
         return super().noisy(batch, scale, generator) | {"shaken": shaken(len(batch["rows"]), symbols, places, generator)}

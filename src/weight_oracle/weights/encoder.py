@@ -34,7 +34,7 @@ class EncoderConfig:
     canonical: bool = False  # raw numbers of the canonical form, see `normal_form`
     augment: bool = False  # trained with random symmetries, and so reads targets with folded norms
     places: bool = False  # atoms: each place of an input is looked at by itself, and has a weight token of its own
-    looks: int = 0  # with places: second looks at the pattern, see `refine`
+    refinements: int = 0  # with places: of the guess at a pattern, see `refine`
     side: int = 0  # numbers of the longest vector, for the encodings made of vectors
 
     @property

@@ -1,8 +1,8 @@
-"""Second looks at a pattern: what a target's own layers make of the present guess, place by place, improves the guess.
+"""Refinement of a guess at a pattern by what a target's own layers make of it, place by place.
 
 Where a trigger is nearly guessed, its neurons are near their thresholds, and each symbol that it waits for moves them more than any other:
 far clearer than from the average over all inputs, where they are silent. One small network for all symbols, places, neurons and answers
-looks at the response (see `weights.respond`) to what is believed, several times over.
+is given the response (see `weights.respond`) to what is believed, several times over.
 """
 
 from typing import NamedTuple
@@ -64,23 +64,23 @@ class Refine(nn.Module):
         self.symbol_out, self.present_out = nn.Linear(WIDTH, 1), nn.Linear(WIDTH, 1)
 
     def first(self, told: Float[Tensor, "B S n"]) -> Guess:
-        """The guess of the hints, before any second look."""
+        """The guess of the hints, before any refinement."""
         best = torch.cat([told.topk(2, 1).values, told.logsumexp(1, keepdim=True)], 1).transpose(1, 2)
         company = self.company(_small(best)).mean(1, keepdim=True).expand(-1, best.shape[1], -1)
         return Guess(told, self.first_present(torch.cat([_small(best), company], -1))[..., 0], torch.zeros_like(company))
 
-    def forward(self, batch: Batch, named: Float[Tensor, "B S+A d"], told: Float[Tensor, "B S n"], looks: int) -> list[Guess]:
-        """The first guess and those after each of `looks` looks; `named` are the weight tokens of symbols and answers."""
+    def forward(self, batch: Batch, named: Float[Tensor, "B S+A d"], told: Float[Tensor, "B S n"], times: int) -> list[Guess]:
+        """The first guess, and that after each of `times` refinements; `named` are the weight tokens of symbols and answers."""
         guesses = [self.first(told + batch["shaken"] if "shaken" in batch else told)]
         S = told.shape[1]
         answers, symbols = self.of_answer(named[:, S:]), self.of_symbol(named[:, :S])
         # an input of the longest length says nothing of targets that have no such inputs
         known = batch["has_length"][:, -1].view(-1, 1, 1, 1)
-        for _ in range(looks):
-            guesses.append(self._look(batch, guesses[-1], answers, symbols, known))
+        for _ in range(times):
+            guesses.append(self._refined(batch, guesses[-1], answers, symbols, known))
         return guesses
 
-    def _look(self, batch: Batch, guess: Guess, answers: Tensor, symbols: Tensor, known: Tensor) -> Guess:
+    def _refined(self, batch: Batch, guess: Guess, answers: Tensor, symbols: Tensor, known: Tensor) -> Guess:
         belief = guess.belief.detach()
         told, present, _ = guess
         S, n = told.shape[1:]
