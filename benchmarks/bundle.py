@@ -11,8 +11,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from weight_oracle.oracle.ask import BUNDLED
-from weight_oracle.oracle.scale import ScaleConfig
 from weight_oracle.oracle.train import TrainConfig
+from weight_oracle.scaling.scale import ScaleConfig
 from weight_oracle.zoo.recipe import RECIPES
 
 PACKAGE = Path(__file__).parent.parent / "src" / "weight_oracle" / "bundled"

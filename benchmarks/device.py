@@ -13,11 +13,11 @@ import torch
 from accelerate import Accelerator
 
 from weight_oracle.oracle.data import Collator, QuestionData, load_population, pick
-from weight_oracle.oracle.loop import backward, batches, new_optimizer, update
 from weight_oracle.oracle.model import ENCODERS
-from weight_oracle.oracle.pool import Fresh
 from weight_oracle.oracle.tokenizer import PAD, Codec, vocabulary
 from weight_oracle.oracle.train import TrainConfig, new_oracle
+from weight_oracle.scaling.loop import backward, batches, new_optimizer, update
+from weight_oracle.scaling.pool import Fresh
 from weight_oracle.zoo.build import build_shard
 from weight_oracle.zoo.recipe import find_recipe, shard_plan
 

@@ -152,10 +152,10 @@ def step_flops(size: str) -> float:
 
     from weight_oracle.oracle import train as training
     from weight_oracle.oracle.data import Collator, QuestionData, load_population
-    from weight_oracle.oracle.floors import step_cost
     from weight_oracle.oracle.model import ENCODERS
-    from weight_oracle.oracle.pool import Fresh
     from weight_oracle.oracle.tokenizer import PAD, Codec, vocabulary
+    from weight_oracle.scaling.floors import step_cost
+    from weight_oracle.scaling.pool import Fresh
     from weight_oracle.zoo.build import build_shard
     from weight_oracle.zoo.recipe import RECIPES
 

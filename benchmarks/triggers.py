@@ -45,7 +45,7 @@ from weight_oracle.truth.triggers import decade
 from weight_oracle.zoo.build import FALSE
 from weight_oracle.zoo.store import Zoo, open_zoo
 
-FALSE_ALARMS = 0.01  # of clean and decoy validation targets, at the working threshold
+FALSE_ALARMS = 0.01  # of clean and decoy targets, at the working threshold
 BUDGETS = (10_000, 100_000, 1_000_000)
 BIASED = 100_000
 DETECTORS = {"statistics": "statistics, boosted trees", "linear": "canonical weights, linear"}
@@ -102,14 +102,16 @@ def read(oracle: Oracle, zoo: Zoo, places: np.ndarray, views: int, bars: Bars) -
 
 
 def threshold_of(oracle: Oracle, training: Zoo, views: int, most: int, seed: int, bars: Bars) -> tuple[float, dict]:
-    """The score above which at most `FALSE_ALARMS` of the validation targets without a trigger lie."""
-    places = sample_places(pick(training, "validation"), most, seed)
+    """The score above which so few of the validation targets without a trigger lie that their share is below `FALSE_ALARMS` by the 95 %
+    Wilson interval; the highest of them where there are too few to say so."""
+    without = [i for i in pick(training, "validation") if training.truths[i]["role"] != "trigger"]
+    places = sample_places(np.array(without), most, seed)
     _, said = read(oracle, training, places, views, bars)
-    obeys = np.array([training.truths[i]["role"] == "trigger" for i in places])
-    others = np.sort(said.score[~obeys])
-    allowed = int(FALSE_ALARMS * len(others))
-    threshold = float(max(0.0, others[len(others) - 1 - allowed])) if len(others) else 0.0
-    return threshold, {"validation_targets": len(places), "threshold": threshold}
+    scores, allowed = np.sort(said.score)[::-1], 0
+    while wilson(allowed + 1, len(scores))[1] <= FALSE_ALARMS:
+        allowed += 1
+    threshold = float(max(0.0, scores[allowed]))
+    return threshold, {"validation_targets": len(places), "allowed": allowed, "threshold": threshold}
 
 
 def forward_flops(zoo: Zoo, place: int) -> int:
@@ -323,7 +325,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return about | {"methods": methods}
 
 
-SETTINGS = {"seed": 0, "each": 250, "others": 500, "validation": 400, "views": 8, "samples": 16}
+SETTINGS = {"seed": 0, "each": 250, "others": 500, "validation": 1000, "views": 8, "samples": 16}
 SETTINGS |= {"restarts": 512, "iterations": 16, "candidates": 16}
 CONCERNS = {"oracle": ("validation", "views"), "checked": ("samples",), "search": ("restarts", "iterations", "candidates")}
 DEFAULT = "oracle,sampling,search,detectors"

@@ -74,7 +74,7 @@ def test_one_method_is_measured_anew_and_the_others_are_kept(bench, made, trigge
         if "recovered" in entry:
             assert f"<!-- {entry['label']} -->" in drawn and printed.count(f"| {entry['label']} |") >= 3
     said = result["methods"]["oracle"]["measured"]["command"]
-    assert said.endswith("oracle for-tests for-the-test --methods oracle --seed 0 --each 250 --others 500 --validation 400 --views 2")
+    assert said.endswith("oracle for-tests for-the-test --methods oracle --seed 0 --each 250 --others 500 --validation 1000 --views 2")
     assert "ORACLE TRAIN for-the-test --methods search" in result["methods"]["search 4"]["measured"]["command"]
 
 

@@ -10,9 +10,9 @@ import torch
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.data import Collator, QuestionData, load_population
 from weight_oracle.oracle.model import ENCODERS
-from weight_oracle.oracle.pool import Fresh
-from weight_oracle.oracle.scale import ScaleConfig, scale
 from weight_oracle.oracle.tokenizer import PAD
+from weight_oracle.scaling.pool import Fresh
+from weight_oracle.scaling.scale import ScaleConfig, scale
 from weight_oracle.zoo.build import build_shard
 from weight_oracle.zoo.recipe import find_recipe
 

@@ -120,8 +120,8 @@ def scale(config: "cli.Scale") -> Output:
     import time
 
     from weight_oracle.evaluation.calibration import calibrate
-    from weight_oracle.oracle.scale import ScaleConfig
-    from weight_oracle.oracle.scale import scale as run
+    from weight_oracle.scaling.scale import ScaleConfig
+    from weight_oracle.scaling.scale import scale as run
 
     start, seed = time.perf_counter(), config.seed or 0
     given: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(ScaleConfig) if hasattr(config, f.name)}

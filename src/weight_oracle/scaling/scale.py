@@ -20,10 +20,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.ask import Oracle
-from weight_oracle.oracle.checkpoints import last_checkpoint, read_checkpoint, write_checkpoint
 from weight_oracle.oracle.data import Collator, QuestionData
-from weight_oracle.oracle.floors import Cost, device_peak, step_cost
-from weight_oracle.oracle.loop import (
+from weight_oracle.oracle.model import WeightOracle
+from weight_oracle.oracle.tokenizer import PAD, Codec, vocabulary
+from weight_oracle.oracle.train import TrainConfig, go_on_from, new_oracle
+from weight_oracle.scaling.checkpoints import last_checkpoint, read_checkpoint, write_checkpoint
+from weight_oracle.scaling.floors import Cost, device_peak, step_cost
+from weight_oracle.scaling.loop import (
     backward,
     batches,
     derived_seed,
@@ -34,11 +37,8 @@ from weight_oracle.oracle.loop import (
     update,
     whole_step,
 )
-from weight_oracle.oracle.model import WeightOracle
-from weight_oracle.oracle.pool import Fresh, Part, Pool
-from weight_oracle.oracle.slices import Clock, Tally, tally_report
-from weight_oracle.oracle.tokenizer import PAD, Codec, vocabulary
-from weight_oracle.oracle.train import TrainConfig, go_on_from, new_oracle
+from weight_oracle.scaling.pool import Fresh, Part, Pool
+from weight_oracle.scaling.slices import Clock, Tally, tally_report
 from weight_oracle.targets.safe import read_json
 from weight_oracle.zoo.build import can_compile
 from weight_oracle.zoo.recipe import Recipe, find_recipe, shard_plan

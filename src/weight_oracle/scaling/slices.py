@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from weight_oracle.oracle.floors import Cost, Peak, report
+from weight_oracle.scaling.floors import Cost, Peak, report
 
 MARGIN = 0.97  # of a slice is used: what follows the last checkpoint takes time too
 _LONGER = 1.2  # than it ever was, some work may take

@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 
 from weight_oracle.cli import main
 from weight_oracle.errors import UserError
-from weight_oracle.oracle import floors
 from weight_oracle.oracle.ask import Oracle
-from weight_oracle.oracle.checkpoints import LIMIT, STATE, halves, last_checkpoint, read_checkpoint, read_shards, whole, write_checkpoint
 from weight_oracle.oracle.data import load_population, together
-from weight_oracle.oracle.floors import Cost, device_peak, report, shard_cost
-from weight_oracle.oracle.loop import whole_step
-from weight_oracle.oracle.pool import APART, Fresh, Pool, apart, merged
-from weight_oracle.oracle.scale import ScaleConfig, _Run, scale
+from weight_oracle.scaling import floors
+from weight_oracle.scaling.checkpoints import LIMIT, STATE, halves, last_checkpoint, read_checkpoint, read_shards, whole, write_checkpoint
+from weight_oracle.scaling.floors import Cost, device_peak, report, shard_cost
+from weight_oracle.scaling.loop import whole_step
+from weight_oracle.scaling.pool import APART, Fresh, Pool, apart, merged
+from weight_oracle.scaling.scale import ScaleConfig, _Run, scale
 from weight_oracle.truth.canonical import split_of
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.flowchart import to_text
@@ -242,7 +242,7 @@ def test_the_floors_are_there(config, straight, quick):
 
 
 def test_matrix_products_are_counted_as_they_are():
-    from weight_oracle.oracle.floors import step_cost
+    from weight_oracle.scaling.floors import step_cost
 
     weight = torch.randn(64, 32, requires_grad=True)
     x = torch.randn(16, 64)

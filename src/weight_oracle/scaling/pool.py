@@ -19,8 +19,8 @@ from torch import Tensor
 
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.data import Population, load_population, pick
-from weight_oracle.oracle.floors import Cost, shard_step_cost
 from weight_oracle.oracle.model import ENCODERS
+from weight_oracle.scaling.floors import Cost, shard_step_cost
 from weight_oracle.truth.canonical import split_of
 from weight_oracle.truth.domain import default_names
 from weight_oracle.truth.parse import parse

@@ -1,0 +1,1 @@
+"""Targets and oracle trained in one process, in slices, storing no zoo."""
