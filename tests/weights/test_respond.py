@@ -85,3 +85,12 @@ def test_neurons_that_are_not_there_are_not_seen():
     alone = refine(prepared(narrow), named, told, 2)[-1]
     together = refine(AtomsEncoder.join([prepared(narrow), prepared(wide)]), named.expand(2, -1, -1), told.expand(2, -1, -1), 2)[-1]
     assert torch.allclose(alone.symbol[0], together.symbol[0], atol=1e-5)
+
+
+def test_guesses_are_shaken_where_weights_are():
+    batch = prepared(random_target(depth=1), random_target(depth=1, seed=1))
+    shaken = [AtomsEncoder.noisy(batch, 0.0, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert shaken[0]["shaken"].shape == (2, SYMBOLS, N) and "shaken" not in batch
+    assert torch.equal(shaken[0]["shaken"], shaken[1]["shaken"]) and not torch.equal(shaken[0]["shaken"], shaken[2]["shaken"])
+    refine, named, told = Refine(16, N, ANSWERS), torch.randn(2, SYMBOLS + ANSWERS, 16), torch.randn(2, SYMBOLS, N)
+    assert torch.equal(refine(shaken[0], named, told, 1)[0].symbol, told + shaken[0]["shaken"])
