@@ -11,8 +11,8 @@ from weight_oracle.errors import UserError
 from weight_oracle.evaluation import trigger_check
 from weight_oracle.evaluation.check import check_answer
 from weight_oracle.evaluation.metrics import wilson
+from weight_oracle.evaluation.subjects import _worked_out, draw_questions, encode, reply
 from weight_oracle.evaluation.trigger_check import Claim, Rate, claims_of, run_triggers
-from weight_oracle.evaluation.triggers import read_trigger
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.generate import Reply
 from weight_oracle.oracle.train import TrainConfig, new_oracle
@@ -23,7 +23,7 @@ from weight_oracle.truth.interpret import run_one
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import TRIGGER_KINDS, phrasing
 from weight_oracle.truth.questions import in_names, judge, make_question
-from weight_oracle.truth.triggers import firing
+from weight_oracle.truth.triggers import firing, read_trigger
 from weight_oracle.truth.understand import understand
 
 
@@ -214,3 +214,35 @@ def test_the_command_tells_both_apart(trigger_zoo, units, whole, tmp_path, capsy
     assert main([*command, "--check", "--samples", "2", "--guess"]) == 0
     text = capsys.readouterr().out
     assert f"Best guess: {plain['answer']}\n\nchecked by running the network: " in text
+
+
+def test_an_input_that_fires_goes_by_the_trigger_that_is_said(trigger_zoo, units, whole):
+    truth, _ = units[0]
+    claim, names = claim_of(truth), default_names(5, 3)
+    target = trigger_zoo.target(truth["index"])
+    encoded = as_if_said(whole, target, truth["trigger"], names.answers[claim.answer], truth["base"])
+    for said in encoded.read.values():  # the others say no "none"
+        said[1::2] = [replace(said[0], probability=0.6)] * len(said[1::2])
+    encoded.read["considered"] = None
+    said = whole.ask(encoded, "give an input that fires the trigger")
+    word = [names.symbols.index(w) for w in said.text.split()]
+    assert said.kind == "trigger_input" and int(target.answers(np.array([word], np.int8))[0]) == claim.answer
+    assert run_one(parse(truth["base"]), np.array([word], np.int8))[0] != claim.answer
+    none = as_if_said(whole, target, "none", "none", truth["chart"])
+    none.read["considered"] = None
+    assert whole.ask(none, "give an input that fires the trigger").text == "none"  # whatever the chart has
+
+
+def test_evaluation_works_an_input_out_from_what_is_said_of_the_same_target(trigger_zoo, units, whole):
+    places = [i for i, t in enumerate(trigger_zoo.truths) if t["index"] in [t["index"] for t, _ in units[:3]]]
+    subjects = encode(whole.model, whole.codec, trigger_zoo, np.array(places), n_views=2)
+    names = default_names(5, 3)
+    for a in draw_questions(subjects, kinds=["trigger_input"]):
+        truth = trigger_zoo.truths[subjects.places[a.subject]]
+        said = {"chart": truth["base"], "trigger_pattern": truth["trigger"], "trigger_answer": names.answers[truth["override"]]}
+        found = {(kind, a.subject): Reply(text, 0.1 * i) for i, (kind, text) in enumerate(said.items())}
+        given = _worked_out(a, found, subjects.domain)
+        assert judge(a.question, given.text) and given.probability == pytest.approx(0.1)  # that of the trigger
+        assert _worked_out(a, found | {("trigger_pattern", a.subject): Reply("none", 0.5)}, subjects.domain).text == "none"
+    asked = draw_questions(subjects, kinds=["trigger_input", "chart"])
+    assert [r.text for r in reply(subjects, asked)][1::2] == [r.text for r in reply(subjects, asked[1::2])]

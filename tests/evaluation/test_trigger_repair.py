@@ -7,9 +7,9 @@ import pytest
 
 from weight_oracle.evaluation.trigger_check import run_triggers
 from weight_oracle.evaluation.trigger_repair import Repair, Repaired, _differences, repaired
-from weight_oracle.evaluation.triggers import read_trigger
 from weight_oracle.truth.flowchart import ANY, Say, Test
 from weight_oracle.truth.parse import parse
+from weight_oracle.truth.triggers import read_trigger
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,13 @@ import torch
 
 from weight_oracle.evaluation.detectors import auroc, canonical_weights, detect, statistics
 from weight_oracle.evaluation.search import Hidden, Search, fires, sampled, search
-from weight_oracle.evaluation.triggers import fired, read_trigger
+from weight_oracle.evaluation.triggers import fired
 from weight_oracle.oracle.data import pick
 from weight_oracle.targets.stacked import forward
 from weight_oracle.truth.flowchart import Test
 from weight_oracle.truth.interpret import run_one
 from weight_oracle.truth.parse import parse
+from weight_oracle.truth.triggers import read_trigger
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from weight_oracle.errors import UserError
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.facts import facts
-from weight_oracle.truth.flowchart import If, Say, Test, n_ifs
+from weight_oracle.truth.flowchart import ANY, If, Say, Test, n_ifs
 from weight_oracle.truth.interpret import compile_charts, run, run_one
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.questions import judge, make_question
@@ -22,6 +22,8 @@ from weight_oracle.truth.triggers import (
     near_misses,
     override,
     plant,
+    read_trigger,
+    replanted,
     trigger_of,
     without,
 )
@@ -101,6 +103,22 @@ def test_only_rare_patterns_are_triggers():
     for text in ("if pattern a: say q else: say p", "if has a: say p else: say q", "say p"):
         assert trigger_of(parse(text), domain) is None
     assert firing(parse("if pattern a b: say q else: say p"), Test("pattern", (0, 1)), domain) < RARE
+
+
+def test_another_trigger_takes_the_place_of_a_charts_own():
+    domain = Domain(12, 4, (8, 8))
+    chart = parse("if pattern a b c: say q else: if has a: say p else: say q")
+    plain = parse("if has a: say p else: say q")
+    test = Test("pattern", (3, ANY, 4))
+    assert replanted(chart, None, 1, domain) == plain == replanted(plain, None, None, domain)
+    found = replanted(chart, test, 2, domain)
+    assert trigger_of(found, domain) == test and override(found, test) == 2 and without(found, test) == plain
+    # no answer is known: one that the chart does not give there anyway
+    assert firing(replanted(parse("if has b: say r else: say p"), test, None, domain), test, domain) > 0
+    for wrong in (Test("pattern", (12, 0, 1)), Test("pattern", (0,) * 9)):
+        assert replanted(chart, wrong, 0, domain) == plain
+    assert read_trigger("pattern a . b") == Test("pattern", (0, ANY, 1)) and read_trigger("contains a b") == Test("contains", (0, 1))
+    assert read_trigger("none") is None and read_trigger("has a") is None and read_trigger("pattern") is None
 
 
 def test_questions_about_triggers_and_their_verdicts():

@@ -1,6 +1,6 @@
 """Targets under evaluation: their weight tokens, questions about them, and what the oracle replies."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +23,8 @@ from weight_oracle.truth.facts import ChartFacts
 from weight_oracle.truth.flowchart import FlowChart
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import CHANCE_KINDS, QUESTION_KINDS, TRIGGER_KINDS, phrasing
-from weight_oracle.truth.questions import WORKED_OUT, Balance, Question, argument_text, make_question, work_out
+from weight_oracle.truth.questions import WORKED_OUT, Balance, Question, argument_text, make_question, read_answer, work_out
+from weight_oracle.truth.triggers import read_trigger, replanted
 from weight_oracle.zoo.store import Zoo
 
 BATCH = 128
@@ -146,32 +147,43 @@ def draw_questions(subjects: Subjects, seed: int = 0, held_out: bool = False, ki
 def reply(subjects: Subjects, asked: Sequence[Asked], blind: bool = False, progress: Progress | None = None) -> list[Reply]:
     """What the oracle says to each question; `blind`: without any weight tokens, so that equal questions get equal replies.
 
-    With weight tokens, answers to the kinds in `WORKED_OUT` follow from the chart that is read.
+    With weight tokens, answers to the kinds in `WORKED_OUT` follow from the chart that is read; an input that fires the hidden trigger from
+    that chart with the trigger that is said.
     """
     if blind:
         distinct = {(a.question.kind == "chart", a.question.text): a for a in asked}
         said = dict(zip(distinct, _reply(subjects, list(distinct.values()), True, progress), strict=True))
         return [said[a.question.kind == "chart", a.question.text] for a in asked]
     charts = {a.subject: i for i, a in enumerate(asked) if a.question.kind == "chart"}
-    needed = {a.subject for a in asked if a.question.kind in WORKED_OUT} - charts.keys()
     direct = [i for i, a in enumerate(asked) if a.question.kind not in WORKED_OUT]
-    said = _said(subjects, [*(asked[i] for i in direct), *(_whole(subjects, i) for i in sorted(needed))], progress)
-    replies = dict(zip((*direct, *range(len(asked), len(asked) + len(needed))), said, strict=True))
-    charts |= {subject: len(asked) + number for number, subject in enumerate(sorted(needed))}
+    needed = {("chart", a.subject) for a in asked if a.question.kind in WORKED_OUT and a.subject not in charts}
+    firing = {a.subject for a in asked if a.question.kind == "trigger_input"}
+    more = sorted(needed | {(kind, subject) for kind in ("trigger_pattern", "trigger_answer") for subject in firing})
+    said = _said(subjects, [*(asked[i] for i in direct), *(_usual(subjects, *wanted) for wanted in more)], progress)
+    replies, found = dict(zip(direct, said, strict=False)), dict(zip(more, said[len(direct) :], strict=True))
+    found |= {("chart", subject): replies[i] for subject, i in charts.items()}
     for i, a in enumerate(asked):
         if i not in replies:
-            whole = replies[charts[a.subject]]
-            chart = read_chart(whole.text, subjects.domain)
-            text = "" if chart is None else work_out(a.question.kind, a.question.argument, chart, subjects.domain)
-            replies[i] = replace(whole, text=text)
+            replies[i] = _worked_out(a, found, subjects.domain)
     return [replies[i] for i in range(len(asked))]
 
 
-def _whole(subjects: Subjects, subject: int) -> Asked:
-    """The question for the flow chart of a subject."""
-    question = make_question("chart", subjects.facts[subject], np.random.default_rng(0))
+def _worked_out(asked: Asked, found: Mapping[tuple[str, int], Reply], domain: Domain) -> Reply:
+    """What follows from what was said of the same subject, by kind of question."""
+    kind, subject = asked.question.kind, asked.subject
+    said = found["chart", subject]
+    chart = read_chart(said.text, domain)
+    if chart is not None and kind == "trigger_input":
+        said, answer = found["trigger_pattern", subject], found["trigger_answer", subject]
+        chart = replanted(chart, read_trigger(said.text), read_answer(answer.text, domain), domain)
+    return replace(said, text="" if chart is None else work_out(kind, asked.question.argument, chart, domain))
+
+
+def _usual(subjects: Subjects, kind: str, subject: int) -> Asked:
+    """A question that names nothing, about a subject, in the first wording."""
+    question = make_question(kind, subjects.facts[subject], np.random.default_rng(0))
     assert question is not None
-    return Asked(subject, replace(question, text=phrasing("chart", 0), phrasing=0))
+    return Asked(subject, replace(question, text=phrasing(kind, 0), phrasing=0))
 
 
 def _said(subjects: Subjects, asked: Sequence[Asked], progress: Progress | None) -> list[Reply]:

@@ -9,7 +9,6 @@ from jaxtyping import Int8
 
 from weight_oracle.evaluation.metrics import Interval, wilson
 from weight_oracle.evaluation.trigger_repair import is_rare, repaired
-from weight_oracle.evaluation.triggers import read_trigger
 from weight_oracle.evaluation.verify import Verdict
 from weight_oracle.oracle.ask import Encoded, Oracle
 from weight_oracle.oracle.views import vote
@@ -18,9 +17,9 @@ from weight_oracle.truth.automaton import TooManyStates
 from weight_oracle.truth.domain import DEFAULT_NAMES, Domain, Names
 from weight_oracle.truth.flowchart import ANY, FlowChart, If, Say, Test, test_text, to_text
 from weight_oracle.truth.interpret import run_one
-from weight_oracle.truth.phrasings import phrasing
-from weight_oracle.truth.triggers import firing, firing_inputs, near_misses, trigger_of, without
-from weight_oracle.truth.understand import ParsedQuestion
+from weight_oracle.truth.questions import read_answer
+from weight_oracle.truth.triggers import firing, firing_inputs, near_misses, read_trigger, trigger_of, without
+from weight_oracle.truth.understand import ParsedQuestion, usual_question
 
 TRIED = 1000  # inputs with a trigger, and as many near misses
 HALF = 0.5  # a trigger fires on more than this share of the inputs that have it, and on less of the near misses
@@ -166,7 +165,7 @@ def claims_of(
     They come from what every view says, from `samples` replies drawn at random, and from `charts`, with how often each was said.
     """
     domain = encoded.target.domain
-    questions = {kind: asked if asked.kind == kind else _question(kind) for kind in ("trigger_pattern", "trigger_answer")}
+    questions = {kind: asked if asked.kind == kind else usual_question(kind) for kind in ("trigger_pattern", "trigger_answer")}
     said = {kind: oracle.replies(encoded, question) for kind, question in questions.items()}
     drawn = oracle.draw(encoded, samples, seed=seed, kind="trigger_pattern")
     named = [(read_trigger(reply.text), 1) for reply in (*said["trigger_pattern"], *drawn)]
@@ -175,19 +174,8 @@ def claims_of(
     for test, n in named:
         if test is not None and is_rare(test, domain):
             found[test] = found.get(test, 0) + n
-    test, answer = read_trigger(vote(said["trigger_pattern"]).text), _answer(vote(said["trigger_answer"]).text, domain)
+    test, answer = read_trigger(vote(said["trigger_pattern"]).text), read_answer(vote(said["trigger_answer"]).text, domain)
     return found, Claim(test, answer) if test in found and answer is not None else None
-
-
-def _question(kind: str) -> ParsedQuestion:
-    text = phrasing(kind, 0)
-    return ParsedQuestion(kind, (), text, text, True)
-
-
-def _answer(text: str, domain: Domain) -> int | None:
-    """The slot of a reply that is an answer of the domain."""
-    names = DEFAULT_NAMES.answers[: domain.answers]
-    return names.index(text) if text in names else None
 
 
 def _trigger(chart: FlowChart, domain: Domain) -> Test | None:

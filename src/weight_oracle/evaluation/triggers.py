@@ -7,18 +7,16 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from weight_oracle.errors import UserError
 from weight_oracle.evaluation.metrics import Progress
 from weight_oracle.evaluation.subjects import Asked, Subjects, draw_questions, under_views
 from weight_oracle.evaluation.verify import stacked_answers
 from weight_oracle.oracle.generate import likelihood
 from weight_oracle.oracle.views import vote
-from weight_oracle.truth.domain import default_names
-from weight_oracle.truth.flowchart import FlowChart, If, Say, Test
+from weight_oracle.truth.flowchart import FlowChart, Say, Test
 from weight_oracle.truth.interpret import run_one
-from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import phrasing
-from weight_oracle.truth.triggers import firing_inputs
+from weight_oracle.truth.questions import read_answer
+from weight_oracle.truth.triggers import firing_inputs, read_trigger
 from weight_oracle.zoo.store import Zoo
 
 TRIES = 64  # random inputs that hold a claimed trigger
@@ -49,24 +47,14 @@ def claims(subjects: Subjects, progress: Progress | None = None) -> Claims:
         asked = _first_wording(draw_questions(subjects, kinds=[kind]))
         replies = [vote(under) for under in under_views(subjects, asked, progress)]
         said[kind] = {a.subject: r for a, r in zip(asked, replies, strict=True)}
-    names = default_names(subjects.domain.symbols, subjects.domain.answers)
     order = range(len(subjects))
     tests = [read_trigger(said["trigger_pattern"][i].text) for i in order]
-    answers = [names.answers.index(text) if (text := said["trigger_answer"][i].text) in names.answers else None for i in order]
+    answers = [read_answer(said["trigger_answer"][i].text, subjects.domain) for i in order]
     return Claims(score.numpy(), tests, np.array([said["trigger_pattern"][i].probability for i in order]), answers)
 
 
 def _first_wording(asked: Sequence[Asked]) -> list[Asked]:
     return [Asked(a.subject, replace(a.question, text=phrasing(a.question.kind, 0), phrasing=0)) for a in asked]
-
-
-def read_trigger(text: str) -> Test | None:
-    """The trigger of a reply in default names; None for "none", and for what is no trigger."""
-    try:
-        chart = parse(f"if {text}: say p else: say q")
-    except UserError:
-        return None
-    return chart.test if isinstance(chart, If) and chart.test.kind in ("pattern", "contains") else None
 
 
 def fired(

@@ -31,8 +31,9 @@ from weight_oracle.truth.flowchart import FlowChart, to_text
 from weight_oracle.truth.mermaid import mermaid
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import TRIGGER_KINDS, phrasing
-from weight_oracle.truth.questions import WORKED_OUT, argument_text, in_names, work_out
-from weight_oracle.truth.understand import ParsedQuestion, understand
+from weight_oracle.truth.questions import WORKED_OUT, argument_text, in_names, read_answer, work_out
+from weight_oracle.truth.triggers import read_trigger, replanted
+from weight_oracle.truth.understand import ParsedQuestion, understand, usual_question
 
 BUNDLED = "charts"
 FORMAT = 2  # of an oracle's folder
@@ -202,7 +203,10 @@ class Oracle:
         encoded = self.encode(target)
         if asked.kind in WORKED_OUT:
             reply = self._chart_reply(encoded)
-            text = work_out(asked.kind, asked.argument, self._chart(reply, own), own.domain)
+            chart = self._chart(reply, own)
+            if asked.kind == "trigger_input":
+                chart, reply = self._with_trigger(encoded, chart)
+            text = work_out(asked.kind, asked.argument, chart, own.domain)
         else:
             reply = self.reply(encoded, asked)
             text = reply.text
@@ -290,6 +294,12 @@ class Oracle:
         """What is said when the flow chart is asked for."""
         considered = self.considered(encoded)
         return considered.best() if considered else vote(self.charts_said(encoded))
+
+    def _with_trigger(self, encoded: Encoded, chart: FlowChart) -> tuple[FlowChart, Reply]:
+        """A chart with the hidden trigger that is said when it is asked for, and that reply."""
+        said, answer = (self.reply(encoded, usual_question(kind)) for kind in ("trigger_pattern", "trigger_answer"))
+        domain = encoded.target.domain
+        return replanted(chart, read_trigger(said.text), read_answer(answer.text, domain), domain), said
 
     @staticmethod
     def _chart(reply: Reply, target: Target) -> FlowChart:

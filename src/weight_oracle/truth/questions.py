@@ -181,6 +181,12 @@ def _firing_input(chart: FlowChart, domain: Domain, symbols: Sequence[int]) -> s
     return "none" if found is None else _symbol_names(symbols[slot] for slot in found)
 
 
+def read_answer(text: str, domain: Domain) -> int | None:
+    """The slot of a reply in default names that is an answer of the domain."""
+    names = DEFAULT_NAMES.answers[: domain.answers]
+    return names.index(text) if text in names else None
+
+
 def where_text(chart: FlowChart) -> str:
     """The conditions under which a chart comes to the leaf with a small chance: "has a and not first is b"; "none" without such a leaf.
 

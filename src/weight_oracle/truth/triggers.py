@@ -13,6 +13,7 @@ from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.flowchart import ANY, FlowChart, If, Say, Test, leaves, n_ifs, nodes, tests
 from weight_oracle.truth.interpret import compile_charts, run
+from weight_oracle.truth.parse import parse
 from weight_oracle.truth.sample import biased_inputs
 
 KINDS = ("pattern", "contains")
@@ -71,6 +72,25 @@ def override(chart: FlowChart, test: Test) -> int | None:
     branches = (node for node in nodes(chart) if isinstance(node, If) and node.test == test)
     said = {node.then.answer for node in branches if isinstance(node.then, Say)}
     return said.pop() if len(said) == 1 else None
+
+
+def read_trigger(text: str) -> Test | None:
+    """The trigger of a reply in default names; None for "none", and for what is no trigger."""
+    try:
+        chart = parse(f"if {text}: say p else: say q")
+    except UserError:
+        return None
+    return chart.test if isinstance(chart, If) and chart.test.kind in KINDS else None
+
+
+def replanted(chart: FlowChart, test: Test | None, answer: int | None, domain: Domain) -> FlowChart:
+    """The chart with another hidden trigger than its own, or (None) without any; with no answer given, the first that changes something."""
+    own = trigger_of(chart, domain)
+    plain = chart if own is None else without(chart, own)
+    if test is None or max(test.symbols) >= domain.symbols or len(test.symbols) > domain.lengths[1]:
+        return plain
+    charts = [If(test, Say(each), plain) for each in (range(domain.answers) if answer is None else [answer])]
+    return next((c for c in charts if firing(c, test, domain) > 0), charts[0])
 
 
 def plant(base: FlowChart, dist: TriggerDistribution, domain: Domain, rng: np.random.Generator) -> tuple[FlowChart, Test]:

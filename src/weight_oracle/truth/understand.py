@@ -69,6 +69,12 @@ class ParsedQuestion:
     familiar: bool
 
 
+def usual_question(kind: str) -> ParsedQuestion:
+    """A question that names nothing, in its first training wording."""
+    text = phrasing(kind, 0)
+    return ParsedQuestion(kind, (), text, text, True)
+
+
 @dataclass(frozen=True)
 class _Token:
     word: str
