@@ -11,18 +11,20 @@ from weight_oracle.errors import UserError
 from weight_oracle.evaluation import trigger_check
 from weight_oracle.evaluation.check import check_answer
 from weight_oracle.evaluation.metrics import wilson
-from weight_oracle.evaluation.subjects import _worked_out, draw_questions, encode, reply
+from weight_oracle.evaluation.subjects import draw_questions, encode, read_chart, reply
 from weight_oracle.evaluation.trigger_check import Claim, Rate, claims_of, run_triggers
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.generate import Reply
+from weight_oracle.oracle.reconsider import Expectation
 from weight_oracle.oracle.train import TrainConfig, new_oracle
+from weight_oracle.oracle.views import with_trigger
 from weight_oracle.truth.domain import Domain, default_names
 from weight_oracle.truth.facts import facts
 from weight_oracle.truth.flowchart import ANY, If, Say, Test, to_text
 from weight_oracle.truth.interpret import run_one
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import TRIGGER_KINDS, phrasing
-from weight_oracle.truth.questions import in_names, judge, make_question
+from weight_oracle.truth.questions import in_names, judge, make_question, work_out
 from weight_oracle.truth.triggers import firing, read_trigger
 from weight_oracle.truth.understand import understand
 
@@ -233,16 +235,29 @@ def test_an_input_that_fires_goes_by_the_trigger_that_is_said(trigger_zoo, units
     assert whole.ask(none, "give an input that fires the trigger").text == "none"  # whatever the chart has
 
 
-def test_evaluation_works_an_input_out_from_what_is_said_of_the_same_target(trigger_zoo, units, whole):
+def test_a_chart_that_is_read_has_the_trigger_that_is_said(trigger_zoo, units, whole):
+    truth, _ = units[0]
+    domain, names = trigger_zoo.recipe.domain, default_names(5, 3)
+    pattern, answer, none = Reply(truth["trigger"], 0.5), Reply(names.answers[truth["override"]], 0.7), Reply("none", 0.9)
+    found = with_trigger(Reply(truth["base"], 0.3, 0.25), pattern, answer, domain)
+    assert found == Reply(truth["chart"], 0.3, 0.25)
+    assert with_trigger(found, none, none, domain).text == truth["base"]
+    assert with_trigger(Reply("if if", 0.1), pattern, answer, domain).text == "if if"
+    # asked for one target, or in an evaluation
+    encoded = as_if_said(whole, trigger_zoo.target(truth["index"]), truth["trigger"], answer.text, truth["base"])
+    encoded.read["trigger_pattern: what is the hidden trigger?"] = [pattern] * 8
+    encoded.read[f"trigger_answer: {phrasing('trigger_answer', 0)}"] = [answer] * 8
+    encoded.read["considered"] = None
+    assert to_text(whole.read(encoded)) == truth["chart"]
+
+
+def test_charts_and_what_is_worked_out_of_them_are_one_in_evaluations(trigger_zoo, units, whole):
     places = [i for i, t in enumerate(trigger_zoo.truths) if t["index"] in [t["index"] for t, _ in units[:3]]]
-    subjects = encode(whole.model, whole.codec, trigger_zoo, np.array(places), n_views=2)
-    names = default_names(5, 3)
-    for a in draw_questions(subjects, kinds=["trigger_input"]):
-        truth = trigger_zoo.truths[subjects.places[a.subject]]
-        said = {"chart": truth["base"], "trigger_pattern": truth["trigger"], "trigger_answer": names.answers[truth["override"]]}
-        found = {(kind, a.subject): Reply(text, 0.1 * i) for i, (kind, text) in enumerate(said.items())}
-        given = _worked_out(a, found, subjects.domain)
-        assert judge(a.question, given.text) and given.probability == pytest.approx(0.1)  # that of the trigger
-        assert _worked_out(a, found | {("trigger_pattern", a.subject): Reply("none", 0.5)}, subjects.domain).text == "none"
-    asked = draw_questions(subjects, kinds=["trigger_input", "chart"])
-    assert [r.text for r in reply(subjects, asked)][1::2] == [r.text for r in reply(subjects, asked[1::2])]
+    subjects = encode(whole.model, whole.codec, trigger_zoo, np.array(places), n_views=2, expectation=whole.expectation)
+    assert subjects.knows_triggers and not replace(subjects, expectation=Expectation()).knows_triggers
+    asked = draw_questions(subjects, kinds=["trigger_input", "chart", "trigger_pattern", "trigger_answer"])
+    replies = reply(subjects, asked)
+    assert [r.text for r in replies][::4] == [r.text for r in reply(subjects, asked[::4])]  # whether or not the chart is asked for
+    for i in range(0, len(asked), 4):
+        chart = read_chart(replies[i + 1].text, subjects.domain)
+        assert chart is None or replies[i].text == work_out("trigger_input", (), chart, subjects.domain)

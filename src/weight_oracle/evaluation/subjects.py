@@ -1,6 +1,6 @@
 """Targets under evaluation: their weight tokens, questions about them, and what the oracle replies."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,14 +17,13 @@ from weight_oracle.oracle.grammar import ChartConstraint, Limits
 from weight_oracle.oracle.model import ENCODERS, WeightOracle
 from weight_oracle.oracle.reconsider import Considered, Expectation, consider
 from weight_oracle.oracle.tokenizer import Codec
-from weight_oracle.oracle.views import VIEWS, View, argument_in, draw_views, in_own_slots, read_under, vote
+from weight_oracle.oracle.views import VIEWS, View, argument_in, draw_views, in_own_slots, read_under, vote, with_trigger
 from weight_oracle.truth.domain import Domain, default_names
 from weight_oracle.truth.facts import ChartFacts
 from weight_oracle.truth.flowchart import FlowChart
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import CHANCE_KINDS, QUESTION_KINDS, TRIGGER_KINDS, phrasing
-from weight_oracle.truth.questions import WORKED_OUT, Balance, Question, argument_text, make_question, read_answer, work_out
-from weight_oracle.truth.triggers import read_trigger, replanted
+from weight_oracle.truth.questions import WORKED_OUT, Balance, Question, argument_text, make_question, work_out
 from weight_oracle.zoo.store import Zoo
 
 BATCH = 128
@@ -58,6 +57,11 @@ class Subjects:
         longest, chances = self.domain.lengths[1], any(facts.rare for facts in self.facts)
         limits = Limits(self.domain.symbols, self.domain.answers, longest, max_ifs=MAX_IFS, max_run=longest, chances=chances)
         return ChartConstraint(self.codec, limits)
+
+    @property
+    def knows_triggers(self) -> bool:
+        """As `Oracle.knows_triggers`; never without an expectation."""
+        return "trigger" in self.codec.ids and self.expectation.has_patterns
 
     def subset(self, chosen: np.ndarray) -> "Subjects":
         """The targets at these places among the subjects."""
@@ -147,8 +151,8 @@ def draw_questions(subjects: Subjects, seed: int = 0, held_out: bool = False, ki
 def reply(subjects: Subjects, asked: Sequence[Asked], blind: bool = False, progress: Progress | None = None) -> list[Reply]:
     """What the oracle says to each question; `blind`: without any weight tokens, so that equal questions get equal replies.
 
-    With weight tokens, answers to the kinds in `WORKED_OUT` follow from the chart that is read; an input that fires the hidden trigger from
-    that chart with the trigger that is said.
+    With weight tokens, answers to the kinds in `WORKED_OUT` follow from the chart that is read; and its hidden trigger, where the oracle
+    knows such, is the one that is said when that is asked for.
     """
     if blind:
         distinct = {(a.question.kind == "chart", a.question.text): a for a in asked}
@@ -156,27 +160,21 @@ def reply(subjects: Subjects, asked: Sequence[Asked], blind: bool = False, progr
         return [said[a.question.kind == "chart", a.question.text] for a in asked]
     charts = {a.subject: i for i, a in enumerate(asked) if a.question.kind == "chart"}
     direct = [i for i, a in enumerate(asked) if a.question.kind not in WORKED_OUT]
-    needed = {("chart", a.subject) for a in asked if a.question.kind in WORKED_OUT and a.subject not in charts}
-    firing = {a.subject for a in asked if a.question.kind == "trigger_input"}
-    more = sorted(needed | {(kind, subject) for kind in ("trigger_pattern", "trigger_answer") for subject in firing})
+    needed = {a.subject for a in asked if a.question.kind in WORKED_OUT} - charts.keys()
+    kinds = ("trigger_pattern", "trigger_answer") if subjects.knows_triggers else ()
+    more = [*(("chart", i) for i in sorted(needed)), *((kind, i) for kind in kinds for i in sorted(needed | charts.keys()))]
     said = _said(subjects, [*(asked[i] for i in direct), *(_usual(subjects, *wanted) for wanted in more)], progress)
     replies, found = dict(zip(direct, said, strict=False)), dict(zip(more, said[len(direct) :], strict=True))
-    found |= {("chart", subject): replies[i] for subject, i in charts.items()}
+    whole = {subject: replies[i] for subject, i in charts.items()} | {i: found["chart", i] for i in needed}
+    if kinds:
+        whole = {i: with_trigger(r, *(found[kind, i] for kind in kinds), subjects.domain) for i, r in whole.items()}
+    replies |= {i: whole[subject] for subject, i in charts.items()}
     for i, a in enumerate(asked):
         if i not in replies:
-            replies[i] = _worked_out(a, found, subjects.domain)
+            chart = read_chart(whole[a.subject].text, subjects.domain)
+            text = "" if chart is None else work_out(a.question.kind, a.question.argument, chart, subjects.domain)
+            replies[i] = replace(whole[a.subject], text=text)
     return [replies[i] for i in range(len(asked))]
-
-
-def _worked_out(asked: Asked, found: Mapping[tuple[str, int], Reply], domain: Domain) -> Reply:
-    """What follows from what was said of the same subject, by kind of question."""
-    kind, subject = asked.question.kind, asked.subject
-    said = found["chart", subject]
-    chart = read_chart(said.text, domain)
-    if chart is not None and kind == "trigger_input":
-        said, answer = found["trigger_pattern", subject], found["trigger_answer", subject]
-        chart = replanted(chart, read_trigger(said.text), read_answer(answer.text, domain), domain)
-    return replace(said, text="" if chart is None else work_out(kind, asked.question.argument, chart, domain))
 
 
 def _usual(subjects: Subjects, kind: str, subject: int) -> Asked:

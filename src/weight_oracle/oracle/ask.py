@@ -20,7 +20,7 @@ from weight_oracle.oracle.grammar import ChartConstraint, Limits
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, WeightOracleConfig
 from weight_oracle.oracle.reconsider import Considered, Expectation, consider
 from weight_oracle.oracle.tokenizer import SPECIALS, Codec, make_tokenizer
-from weight_oracle.oracle.views import VIEWS, View, argument_in, draw_views, in_own_slots, read_under, vote
+from weight_oracle.oracle.views import VIEWS, View, argument_in, draw_views, in_own_slots, read_under, vote, with_trigger
 from weight_oracle.targets.checkpoint import load_target
 from weight_oracle.targets.safe import read_json, read_vocabulary, read_weights, shown
 from weight_oracle.targets.stack import stack_targets
@@ -31,8 +31,7 @@ from weight_oracle.truth.flowchart import FlowChart, to_text
 from weight_oracle.truth.mermaid import mermaid
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import TRIGGER_KINDS, phrasing
-from weight_oracle.truth.questions import WORKED_OUT, argument_text, in_names, read_answer, work_out
-from weight_oracle.truth.triggers import read_trigger, replanted
+from weight_oracle.truth.questions import WORKED_OUT, argument_text, in_names, work_out
 from weight_oracle.truth.understand import ParsedQuestion, understand, usual_question
 
 BUNDLED = "charts"
@@ -103,8 +102,7 @@ class Oracle:
     @property
     def knows_triggers(self) -> bool:
         """Whether it was trained on targets that hide triggers: whether it has the words, and met the tests, as its card has it."""
-        met = {kind for kind, _ in self.expectation.options}
-        return "trigger" in self.codec.ids and bool(met & {"pattern", "contains"})
+        return "trigger" in self.codec.ids and self.expectation.has_patterns
 
     @classmethod
     def from_pretrained(cls, path: str | Path | None = None, anyway: bool = False) -> "Oracle":
@@ -203,10 +201,7 @@ class Oracle:
         encoded = self.encode(target)
         if asked.kind in WORKED_OUT:
             reply = self._chart_reply(encoded)
-            chart = self._chart(reply, own)
-            if asked.kind == "trigger_input":
-                chart, reply = self._with_trigger(encoded, chart)
-            text = work_out(asked.kind, asked.argument, chart, own.domain)
+            text = work_out(asked.kind, asked.argument, self._chart(reply, own), own.domain)
         else:
             reply = self.reply(encoded, asked)
             text = reply.text
@@ -291,15 +286,13 @@ class Oracle:
             check_sight(self.card)
 
     def _chart_reply(self, encoded: Encoded) -> Reply:
-        """What is said when the flow chart is asked for."""
+        """What is said when the flow chart is asked for; its hidden trigger is the one that is said when that is asked for."""
         considered = self.considered(encoded)
-        return considered.best() if considered else vote(self.charts_said(encoded))
-
-    def _with_trigger(self, encoded: Encoded, chart: FlowChart) -> tuple[FlowChart, Reply]:
-        """A chart with the hidden trigger that is said when it is asked for, and that reply."""
-        said, answer = (self.reply(encoded, usual_question(kind)) for kind in ("trigger_pattern", "trigger_answer"))
-        domain = encoded.target.domain
-        return replanted(chart, read_trigger(said.text), read_answer(answer.text, domain), domain), said
+        reply = considered.best() if considered else vote(self.charts_said(encoded))
+        if not self.knows_triggers:
+            return reply
+        pattern, answer = (self.reply(encoded, usual_question(kind)) for kind in ("trigger_pattern", "trigger_answer"))
+        return with_trigger(reply, pattern, answer, encoded.target.domain)
 
     @staticmethod
     def _chart(reply: Reply, target: Target) -> FlowChart:

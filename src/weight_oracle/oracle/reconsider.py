@@ -29,6 +29,7 @@ from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.flowchart import ANY, KINDS, FlowChart, If, Say, Test, mentioned_symbols, n_ifs, rename, tests, to_text
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import phrasing
+from weight_oracle.truth.triggers import KINDS as TRIGGERS
 
 VIEWS_COMPARED = 3
 _NARROW = ("before",)  # kinds with two symbols
@@ -60,6 +61,11 @@ class Expectation:
         """Kinds and numbers of the tests that occur."""
         parts = (name.split() for name in self.tests)
         return tuple((kind, int(number[0]) if number else 0) for kind, *number in parts)
+
+    @property
+    def has_patterns(self) -> bool:
+        """Whether there are tests that can be hidden triggers."""
+        return any(kind in TRIGGERS for kind, _ in self.options)
 
     def frequency(self, chart: FlowChart, symbols: int) -> float:
         """Sum of the log-frequencies of the chart's tests, their symbols drawn uniformly."""

@@ -3,7 +3,7 @@ enforces: so the oracle is asked under several renamings, and what most of its r
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from weight_oracle.truth.domain import DEFAULT_NAMES, Domain
 from weight_oracle.truth.flowchart import mentioned_answers, mentioned_symbols, rename, to_text
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import QUESTION_KINDS
-from weight_oracle.truth.questions import answer_set
+from weight_oracle.truth.questions import answer_set, read_answer
+from weight_oracle.truth.triggers import read_trigger, replanted
 from weight_oracle.weights.encoder import Batch
 
 VIEWS = 8
@@ -114,6 +115,18 @@ def in_own_slots(view: View, kind: str, text: str, domain: Domain) -> str:
 def in_view(view: View, kind: str, text: str, domain: Domain) -> str:
     """What a view must say for `in_own_slots` to give `text`, which is in the target's own slots."""
     return in_own_slots(view.inverse, kind, text, domain)
+
+
+def with_trigger(chart: Reply, pattern: Reply, answer: Reply, domain: Domain) -> Reply:
+    """What is said of a whole chart with the hidden trigger that is said, and what it is said to do, in the place of the chart's own.
+
+    Of a trigger, the replies to what it is are right more often than the chart. A chart that makes no sense stays as it is.
+    """
+    try:
+        found = replanted(parse(chart.text), read_trigger(pattern.text), read_answer(answer.text, domain), domain)
+        return replace(chart, text=to_text(canonical(found, domain)))
+    except UserError:
+        return chart
 
 
 def vote(replies: Sequence[Reply]) -> Reply:

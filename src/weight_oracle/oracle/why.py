@@ -23,7 +23,7 @@ from weight_oracle.targets.target import Target
 from weight_oracle.truth.flowchart import to_text
 from weight_oracle.truth.phrasings import phrasing
 from weight_oracle.truth.questions import WORKED_OUT, argument_text
-from weight_oracle.truth.understand import understand, usual_question
+from weight_oracle.truth.understand import understand
 
 VIEWS_ASKED = 3
 _BATCH = 128  # targets read at once
@@ -53,15 +53,12 @@ class Cause:
 def why(oracle: Oracle, target: "Target | Encoded", question: str) -> tuple[Answer, list[Cause]]:
     """The answer to a question, and all parts of the target, those first that it rests on most.
 
-    Answers that are worked out from the flow chart, or from the hidden trigger, rest on what that rests on. Raises `UserError` as
-    `Oracle.ask`.
+    Answers that are worked out from the flow chart rest on what the chart rests on. Raises `UserError` as `Oracle.ask`.
     """
     encoded = oracle.encode(target)
     answer = oracle.ask(encoded, question)
     asked = understand(question, encoded.target.names, encoded.target.domain.lengths)
-    if asked.kind == "trigger_input":
-        claim = Claim("trigger_pattern", (), oracle.reply(encoded, usual_question("trigger_pattern")).text)
-    elif asked.kind in ("chart", *WORKED_OUT):
+    if asked.kind in ("chart", *WORKED_OUT):
         claim = Claim("chart", (), to_text(oracle.read(encoded)))
     else:
         claim = Claim(asked.kind, asked.argument, oracle.reply(encoded, asked).text)
