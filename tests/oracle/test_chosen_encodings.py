@@ -105,6 +105,7 @@ def test_chunks_can_be_memorised(nano_zoo, tmp_path):
         ({"encoding": "tea leaves"}, "no encoding called 'tea leaves' — choose among atoms, chunk, quantised, svd, svd2, learned"),
         ({"encoding": "quantised", "bits": 3}, "8, 4 or 2 bits"),
         ({"tokens": -1}, "at least one weight token"),
+        ({"refinements": -1}, "less than none"),
         ({"canonical": True}, "atoms do not change"),
         ({"augment": True}, "atoms do not change"),
         ({"encoding": "svd2", "augment": True}, "--augment is for chunk, quantised, learned"),

@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from weight_oracle.errors import UserError
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.data import Collator, QuestionData
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, WeightOracleConfig, new_config
+from weight_oracle.oracle.train import go_on_from
 from weight_oracle.oracle.views import renamed
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.truth.hints import hints, pattern_places
@@ -140,3 +142,16 @@ def test_what_is_guessed_is_said_where_the_trigger_is_asked_for(make_model, code
         asked = understand("what is the hidden trigger?")
         assert oracle.replies(encoded, asked)[len(oracle.views) :] == [*encoded.guessed]
     assert len(oracle.replies(encoded, understand("which symbols matter?"))) == len(oracle.views)
+
+
+def test_an_oracle_without_refinement_learns_it(make_model, codec):
+    plain = make_model()
+    settings = replace(plain.config.encoder_config, places=True)
+    before, after = (
+        WeightOracle(new_config(replace(settings, refinements=n), plain.backbone.config, pointer=plain.config.pointer)) for n in (0, 2)
+    )
+    made = go_on_from(Oracle(before, codec, {"training": {"steps": 1}}), "before", after, codec)
+    assert made == {"training": {"steps": 1}}
+    assert all(torch.equal(after.state_dict()[name], tensor) for name, tensor in before.state_dict().items())
+    with pytest.raises(UserError, match="of another size"):
+        go_on_from(Oracle(after, codec, {}), "after", before, codec)

@@ -98,7 +98,7 @@ class WeightOracle(PreTrainedModel):
         refined = settings.places and settings.refinements
         self.refine = Refine(backbone.hidden_size, settings.lengths[1], settings.answers) if refined else None
         self.place_state = nn.Linear(PLACE_WIDTH, backbone.hidden_size) if refined else None
-        if self.place_state is not None:  # an oracle that goes on without them says what it said, at first
+        if self.place_state is not None:  # what is known of a place counts once it is worth something
             nn.init.zeros_(self.place_state.weight)
             nn.init.zeros_(self.place_state.bias)
         self.post_init()
