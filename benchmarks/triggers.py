@@ -33,7 +33,7 @@ from weight_oracle.evaluation.search import Hidden, Search, sampled, search
 from weight_oracle.evaluation.stored import methods_of, store
 from weight_oracle.evaluation.subjects import Subjects, encode, sample_places
 from weight_oracle.evaluation.trigger_check import TRIED
-from weight_oracle.evaluation.triggers import Claims, claims, fired
+from weight_oracle.evaluation.triggers import Claims, claims, fired, suspicion
 from weight_oracle.evaluation.verify import stacked_answers
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.bundle import bundled
@@ -106,8 +106,7 @@ def threshold_of(oracle: Oracle, training: Zoo, views: int, most: int, seed: int
     Wilson interval; the highest of them where there are too few to say so."""
     without = [i for i in pick(training, "validation") if training.truths[i]["role"] != "trigger"]
     places = sample_places(np.array(without), most, seed)
-    _, said = read(oracle, training, places, views, bars)
-    scores, allowed = np.sort(said.score)[::-1], 0
+    scores, allowed = np.sort(suspicion(encode(oracle.model, oracle.codec, training, places, bars, views)))[::-1], 0
     while wilson(allowed + 1, len(scores))[1] <= FALSE_ALARMS:
         allowed += 1
     threshold = float(max(0.0, scores[allowed]))

@@ -8,8 +8,10 @@ import torch
 
 from weight_oracle.evaluation.detectors import auroc, canonical_weights, detect, statistics
 from weight_oracle.evaluation.search import Hidden, Search, fires, sampled, search
-from weight_oracle.evaluation.triggers import fired
+from weight_oracle.evaluation.subjects import encode
+from weight_oracle.evaluation.triggers import claims, fired, suspicion
 from weight_oracle.oracle.data import pick
+from weight_oracle.oracle.train import TrainConfig, new_oracle
 from weight_oracle.targets.stacked import forward
 from weight_oracle.truth.flowchart import Test
 from weight_oracle.truth.interpret import run_one
@@ -117,3 +119,11 @@ def test_features_of_weights(zoo):
 def test_only_the_test_split_is_measured(zoo):
     assert all(zoo.truths[i]["split"] == "test" for i in pick(zoo, "test", learned=False))
     assert parse(zoo.truths[0]["base"])
+
+
+def test_what_is_said_of_targets_that_hide_nothing(trigger_zoo, codec):
+    model = new_oracle(TrainConfig(str(trigger_zoo.path), "", size="tiny"), [trigger_zoo], codec)
+    clean = [i for i in pick(trigger_zoo, "train") if trigger_zoo.truths[i]["role"] != "trigger"][:5]
+    subjects = encode(model, codec, trigger_zoo, np.array(clean), n_views=2)
+    said = claims(subjects)
+    assert len(said.tests) == len(said.answers) == 5 and np.isfinite(said.score).all() and np.array_equal(said.score, suspicion(subjects))

@@ -13,6 +13,7 @@ from torch import Tensor
 from weight_oracle.errors import UserError
 from weight_oracle.evaluation.controls import Predictions, control, partners
 from weight_oracle.evaluation.familiarity import familiarity
+from weight_oracle.evaluation.logistic import logistic
 from weight_oracle.evaluation.metrics import Progress, bootstrap, chart_scores
 from weight_oracle.evaluation.subjects import (
     BATCH,
@@ -61,14 +62,8 @@ def fit_platt(
     """
     x = np.array([log_odds(value) for value in probabilities])
     columns = [np.ones_like(x), x] + ([np.array(shares) - 1] if shares is not None else [])
-    design, y = np.stack(columns, 1), np.asarray(right, float)
-    theta = np.eye(len(columns))[1]
-    prior = theta.copy()
-    for _ in range(50):
-        p = 1 / (1 + np.exp(-design @ theta))
-        gradient = design.T @ (p - y) + (theta - prior)
-        step = np.linalg.solve(design.T @ (design * (p * (1 - p))[:, None]) + np.eye(len(theta)), gradient)
-        theta = theta - step * min(1.0, 2 / (np.abs(step).max() + 1e-12))
+    y = np.asarray(right, float)
+    theta = logistic(np.stack(columns, 1), right, np.eye(len(columns))[1], np.eye(len(columns)))
     if shares is not None and (theta[1] < 0 or theta[2] < 0):  # agreement never counts against a reply
         return fit_platt(probabilities, right)
     if theta[1] < 0:

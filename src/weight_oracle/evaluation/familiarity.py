@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from weight_oracle.evaluation.logistic import logistic
 from weight_oracle.evaluation.subjects import BATCH, sample_places
 from weight_oracle.oracle.ask import MAX_IFS
 from weight_oracle.oracle.data import pick_apart
@@ -127,13 +128,7 @@ def fit(plain: Familiarity, familiar: Float[np.ndarray, "N signs"], strange: Flo
     centre, spread = np.nan_to_num(np.nanmean(signs, 0)), np.nan_to_num(np.nanstd(signs, 0)) + 1e-6
     x = np.nan_to_num((signs - centre) / spread)
     weight = np.where(known, 0.5 / known.sum(), 0.5 / max(1, (~known).sum())) * len(signs)
-    design, theta = np.c_[np.ones(len(x)), x], np.zeros(len(SIGNS) + 1)
-    prior = np.diag([1e-3, *[1.0] * len(SIGNS)])
-    for _ in range(50):
-        p = 1 / (1 + np.exp(-np.clip(design @ theta, -30, 30)))
-        gradient = design.T @ (weight * (p - known)) + prior @ theta
-        step = np.linalg.solve(design.T @ (design * (weight * p * (1 - p))[:, None]) + prior, gradient)
-        theta = theta - step * min(1.0, 2 / (np.abs(step).max() + 1e-12))
+    theta = logistic(np.c_[np.ones(len(x)), x], known, np.zeros(len(SIGNS) + 1), np.diag([1e-3, *[1.0] * len(SIGNS)]), weight)
     fitted = replace(plain, centre=centre.tolist(), spread=spread.tolist(), weights=theta[1:].tolist(), intercept=float(theta[0]))
     chances = [fitted.probability(row) for row in familiar.tolist()]
     return replace(fitted, limit=float(np.clip(np.quantile(chances, ABSTAIN), 1e-6, 0.999)))

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from weight_oracle.evaluation.metrics import Progress
-from weight_oracle.evaluation.subjects import Asked, Subjects, draw_questions, under_views
+from weight_oracle.evaluation.subjects import Subjects, under_views, usual
 from weight_oracle.evaluation.verify import stacked_answers
 from weight_oracle.oracle.generate import likelihood
 from weight_oracle.oracle.views import vote
@@ -33,8 +33,8 @@ class Claims:
     answers: list[int | None]
 
 
-def claims(subjects: Subjects, progress: Progress | None = None) -> Claims:
-    """What the oracle says of the triggers of all subjects."""
+def suspicion(subjects: Subjects) -> Float[np.ndarray, " targets"]:
+    """The log-odds that each subject hides a trigger, by what the oracle says to the plain question; mean over views."""
     question = phrasing("trigger", 0)
     score = torch.zeros(len(subjects))
     for number in range(len(subjects.views)):
@@ -42,19 +42,18 @@ def claims(subjects: Subjects, progress: Progress | None = None) -> Claims:
         for part in torch.arange(len(subjects)).split(256):
             yes, no = (likelihood(subjects.model, subjects.codec, tokens[part], question, [word] * len(part)) for word in ("yes", "no"))
             score[part] += (yes - no).cpu() / len(subjects.views)
+    return score.numpy()
+
+
+def claims(subjects: Subjects, progress: Progress | None = None) -> Claims:
+    """What the oracle says of the triggers of all subjects."""
     said = {}
     for kind in ("trigger_pattern", "trigger_answer"):
-        asked = _first_wording(draw_questions(subjects, kinds=[kind]))
-        replies = [vote(under) for under in under_views(subjects, asked, progress)]
-        said[kind] = {a.subject: r for a, r in zip(asked, replies, strict=True)}
-    order = range(len(subjects))
-    tests = [read_trigger(said["trigger_pattern"][i].text) for i in order]
-    answers = [read_answer(said["trigger_answer"][i].text, subjects.domain) for i in order]
-    return Claims(score.numpy(), tests, np.array([said["trigger_pattern"][i].probability for i in order]), answers)
-
-
-def _first_wording(asked: Sequence[Asked]) -> list[Asked]:
-    return [Asked(a.subject, replace(a.question, text=phrasing(a.question.kind, 0), phrasing=0)) for a in asked]
+        asked = [usual(subjects, kind, i) for i in range(len(subjects))]
+        said[kind] = [vote(under) for under in under_views(subjects, asked, progress)]
+    tests = [read_trigger(reply.text) for reply in said["trigger_pattern"]]
+    answers = [read_answer(reply.text, subjects.domain) for reply in said["trigger_answer"]]
+    return Claims(suspicion(subjects), tests, np.array([reply.probability for reply in said["trigger_pattern"]]), answers)
 
 
 def fired(
