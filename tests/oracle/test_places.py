@@ -37,6 +37,18 @@ def with_pattern(batch, answers, text="if pattern b . a: say p else: say q"):
     return batch | {"hints": told[None].expand(len(batch["hints"]), S, D)}
 
 
+def learned(model, batch, steps=12) -> list[float]:
+    """The losses of a few steps on one batch."""
+    optimiser, losses = torch.optim.Adam(model.parameters(), 3e-3), []
+    for _ in range(steps):
+        loss = model(**batch).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    return losses
+
+
 @torch.no_grad()
 def test_every_place_of_the_longest_input_has_a_token(model, population, codec):
     batch = batch_of(model, population, codec)
@@ -57,14 +69,7 @@ def test_the_symbols_of_a_pattern_are_taught_one_by_one(model, population, codec
     model.train()
     batch = with_pattern(batch_of(model, population, codec), model.config.encoder_config.answers)
     where = pattern_places(3)
-    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
-    losses = []
-    for _ in range(12):
-        loss = model(**batch).loss
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
+    losses = learned(model, batch)
     assert losses[-1] < losses[0] - 0.5
     told = model.eval().hints(model.weight_tokens(batch["atoms"], batch["names"])[:, : model.config.encoder_config.symbols])[..., where]
     assert told[:, :, 0].argmax(1).tolist() == [1] * 4 and told[:, :, 2].argmax(1).tolist() == [0] * 4
@@ -90,14 +95,7 @@ def test_refinements_are_taught_and_lead_to_the_tokens_of_places(make_model, pop
     settings = replace(plain.config.encoder_config, places=True, refinements=2)
     model = WeightOracle(new_config(settings, plain.backbone.config))
     batch = with_pattern(batch_of(model, population, codec), settings.answers)
-    optimiser = torch.optim.Adam(model.train().parameters(), 3e-3)
-    losses = []
-    for _ in range(12):
-        loss = model(**batch).loss
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
+    losses = learned(model.train(), batch)
     assert losses[-1] < losses[0] - 1
     model.eval()
     with torch.no_grad():
