@@ -121,12 +121,14 @@ class Train(Command):
     augment: Annotated[bool, NO_HINT, arg(help="Raw encodings: a random symmetry of the weights in every example.")] = False
     hints: Annotated[bool, arg(help="Atoms: symbols' tokens are trained to tell what the chart says of them.")] = True
     pointer: Annotated[bool, arg(help="Atoms: names are said by pointing at the weight tokens that stand for them.")] = True
+    refinements: Annotated[int, arg(metavar="N", help="Atoms: of the guess at a pattern, where charts have such.")] = 2
     injection: Annotated[Literal["prefix", "residual"], arg(help="Where the weight tokens enter.")] = "prefix"
     gain: Annotated[float, arg(help="Strength of the residual injection.")] = 1.0
     steps: Annotated[int, arg(help="Optimiser steps.")] = 10_000
     batch: Annotated[int, arg(help="Targets in a step.")] = 64
     lr: Annotated[float, arg(help="Peak learning rate.")] = 2e-3
     warmup: Annotated[int, arg(metavar="N", help="Steps in which the rate rises.")] = 300
+    noise: Annotated[float, arg(help="On the weights, in training: a share of their size.")] = 0.08
     targets: Annotated[Count, arg(help="Use only so many targets. Default: all that learned.")] = None
     save_every: Annotated[int, arg(metavar="N", help="Steps from one checkpoint to the next.")] = 500
 

@@ -1,7 +1,10 @@
 """Which of the bundled oracles reads a target."""
 
+import shlex
+
 import pytest
 
+from weight_oracle.cli import main
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.bundle import bundled, load_bundled, oracle_for
 from weight_oracle.zoo.recipe import RECIPES
@@ -38,3 +41,14 @@ def test_an_oracle_that_has_met_no_triggers_says_so(oracle, targets):
     assert not load_bundled("charts").knows_triggers
     with pytest.raises(UserError, match="not trained on hidden triggers"):
         oracle.ask(targets[0], "is there some hidden trigger?")
+
+
+@pytest.mark.parametrize("name", bundled())
+def test_the_commands_in_a_card_can_be_given(name, capsys):
+    for command in load_bundled(name).card["made_by"]:
+        words = shlex.split(command)
+        assert words[0] == "weight-oracle"
+        with pytest.raises(SystemExit):  # or it would run
+            main([*words[1:], "--no-such-option"])
+        (said,) = [line.strip(" │") for line in capsys.readouterr().err.splitlines() if "options:" in line]
+        assert said == "Unrecognized options: --no-such-option"

@@ -106,6 +106,7 @@ def test_chunks_can_be_memorised(nano_zoo, tmp_path):
         ({"encoding": "quantised", "bits": 3}, "8, 4 or 2 bits"),
         ({"tokens": -1}, "at least one weight token"),
         ({"refinements": -1}, "less than none"),
+        ({"noise": -0.1}, "less than none"),
         ({"canonical": True}, "atoms do not change"),
         ({"augment": True}, "atoms do not change"),
         ({"encoding": "svd2", "augment": True}, "--augment is for chunk, quantised, learned"),

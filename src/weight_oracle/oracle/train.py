@@ -184,6 +184,8 @@ def _check_encoding(config: TrainConfig) -> None:
         raise UserError(f"--tokens {config.tokens}: a target has at least one weight token", hint="give 1 or more", exit_code=2)
     if config.refinements < 0:
         raise UserError(f"--refinements {config.refinements}: less than none", hint="give 0 or more", exit_code=2)
+    if config.noise < 0:
+        raise UserError(f"--noise {config.noise}: less than none", hint="give 0 or more", exit_code=2)
     if config.bits not in BITS:
         raise UserError(f"--bits {config.bits}: numbers can have 8, 4 or 2 bits", exit_code=2)
     if config.encoding == "atoms" and (config.canonical or config.augment):
