@@ -185,7 +185,11 @@ def _starts(base, wanted: np.ndarray, domain: Domain, rng: np.random.Generator) 
 
 def _margin(logits: Float[torch.Tensor, "M B V"], shape: Shape, wanted: torch.Tensor) -> Float[torch.Tensor, "M B"]:
     """The wanted answer's logit less the largest of the others."""
-    said = logits[..., shape.symbols : shape.symbols + shape.answers]
+    return margin(logits[..., shape.symbols : shape.symbols + shape.answers], wanted)
+
+
+def margin(said: Float[torch.Tensor, "*B A"], wanted: Int[torch.Tensor, "*B"]) -> Float[torch.Tensor, "*B"]:
+    """The wanted answer's logit less the largest of the others, from the logits of the answers alone."""
     own = said.gather(-1, wanted[..., None])[..., 0]
     return own - said.scatter(-1, wanted[..., None], float("-inf")).amax(-1)
 

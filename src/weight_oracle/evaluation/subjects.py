@@ -163,7 +163,7 @@ def reply(subjects: Subjects, asked: Sequence[Asked], blind: bool = False, progr
     needed = {a.subject for a in asked if a.question.kind in WORKED_OUT} - charts.keys()
     kinds = ("trigger_pattern", "trigger_answer") if subjects.knows_triggers else ()
     more = [*(("chart", i) for i in sorted(needed)), *((kind, i) for kind in kinds for i in sorted(needed | charts.keys()))]
-    said = _said(subjects, [*(asked[i] for i in direct), *(usual(subjects, *wanted) for wanted in more)], progress)
+    said = _said(subjects, [*(asked[i] for i in direct), *(usual_asked(subjects, *wanted) for wanted in more)], progress)
     replies, found = dict(zip(direct, said, strict=False)), dict(zip(more, said[len(direct) :], strict=True))
     whole = {subject: replies[i] for subject, i in charts.items()} | {i: found["chart", i] for i in needed}
     if kinds:
@@ -177,7 +177,7 @@ def reply(subjects: Subjects, asked: Sequence[Asked], blind: bool = False, progr
     return [replies[i] for i in range(len(asked))]
 
 
-def usual(subjects: Subjects, kind: str, subject: int) -> Asked:
+def usual_asked(subjects: Subjects, kind: str, subject: int) -> Asked:
     """A question that names nothing, about a subject, in the first wording."""
     question = make_question(kind, subjects.facts[subject], np.random.default_rng(0))
     assert question is not None

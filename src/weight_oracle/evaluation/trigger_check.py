@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int8
 
 from weight_oracle.evaluation.metrics import Interval, wilson
-from weight_oracle.evaluation.trigger_repair import is_rare, repaired
+from weight_oracle.evaluation.trigger_repair import HALF, is_rare, repaired
 from weight_oracle.evaluation.verify import Verdict
 from weight_oracle.oracle.ask import Encoded, Oracle
 from weight_oracle.oracle.views import vote
@@ -22,7 +22,6 @@ from weight_oracle.truth.triggers import firing, firing_inputs, near_misses, rea
 from weight_oracle.truth.understand import ParsedQuestion, usual_question
 
 TRIED = 1000  # inputs with a trigger, and as many near misses
-HALF = 0.5  # a trigger fires on more than this share of the inputs that have it, and on less of the near misses
 
 
 @dataclass(frozen=True)

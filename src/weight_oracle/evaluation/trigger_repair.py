@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int8
 
+from weight_oracle.evaluation.search import margin
 from weight_oracle.targets.target import Target
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.flowchart import ANY, FlowChart, If, Say, Test
 from weight_oracle.truth.interpret import run_one
 from weight_oracle.truth.triggers import RARE, firing, firing_inputs
 
-HALF = 0.5  # a symbol matters if the answer stays on less than this share of the inputs in which it is replaced
+HALF = 0.5  # a trigger fires on more than this share of the inputs that have it, and on less of those in which a symbol is replaced
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,8 @@ def _one_replaced(x: Int8[np.ndarray, "M n"], domain: Domain) -> Int8[np.ndarray
 
 def _margin(target: Target, inputs: np.ndarray, wanted: np.ndarray, plain: FlowChart) -> Float[np.ndarray, " inputs"]:
     """The wanted answer's logit less the largest of the others; minus infinity where `plain` gives that answer anyway."""
-    said = target.runner.logits(inputs, target.answer_ids)
-    want = torch.from_numpy(wanted).long()[:, None]
-    margin = said.gather(1, want)[:, 0] - said.scatter(1, want, float("-inf")).amax(1)
-    return np.where(run_one(plain, inputs) == wanted, -np.inf, margin.numpy())
+    found = margin(target.runner.logits(inputs, target.answer_ids), torch.from_numpy(wanted).long())
+    return np.where(run_one(plain, inputs) == wanted, -np.inf, found.numpy())
 
 
 def _what_matters(target: Target, word: np.ndarray, answer: int, kind: str, plain: FlowChart) -> Test | None:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from weight_oracle.evaluation.metrics import Progress
-from weight_oracle.evaluation.subjects import Subjects, under_views, usual
+from weight_oracle.evaluation.subjects import Subjects, under_views, usual_asked
 from weight_oracle.evaluation.verify import stacked_answers
 from weight_oracle.oracle.generate import likelihood
 from weight_oracle.oracle.views import vote
@@ -49,7 +49,7 @@ def claims(subjects: Subjects, progress: Progress | None = None) -> Claims:
     """What the oracle says of the triggers of all subjects."""
     said = {}
     for kind in ("trigger_pattern", "trigger_answer"):
-        asked = [usual(subjects, kind, i) for i in range(len(subjects))]
+        asked = [usual_asked(subjects, kind, i) for i in range(len(subjects))]
         said[kind] = [vote(under) for under in under_views(subjects, asked, progress)]
     tests = [read_trigger(reply.text) for reply in said["trigger_pattern"]]
     answers = [read_answer(reply.text, subjects.domain) for reply in said["trigger_answer"]]

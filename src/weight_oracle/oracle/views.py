@@ -71,14 +71,11 @@ def read_under(
     symbol, present = guesses[-1].symbol.softmax(1).max(1), guesses[-1].present.sigmoid()
     there = present > 0.5
     sure = torch.where(there, present * symbol.values, 1 - present).prod(1)
-    words = [[DEFAULT_NAMES.symbols[s] if yes else "." for s, yes in zip(*row, strict=True)] for row in _rows(symbol.indices, there)]
+    found = symbol.indices.tolist(), there.tolist()
+    words = [[DEFAULT_NAMES.symbols[s] if yes else "." for s, yes in zip(*row, strict=True)] for row in zip(*found, strict=True)]
     texts = [f"pattern {' '.join(row).rstrip(' .')}" if {*row} - {"."} else "none" for row in words]
     own = [in_own_slots(view, "trigger_pattern", text, domain) for text in texts]
     return tokens, [Reply(text, p) for text, p in zip(own, sure.tolist(), strict=True)]
-
-
-def _rows(*tables: Tensor) -> list[tuple[list, ...]]:
-    return list(zip(*(table.tolist() for table in tables), strict=True))
 
 
 def argument_in(view: View, kind: str, argument: Sequence[int]) -> tuple[int, ...]:

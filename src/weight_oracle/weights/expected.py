@@ -61,6 +61,12 @@ def _prior(S: int, lengths: tuple[int, int], device: torch.device) -> tuple[Tens
     return log.fill_diagonal_(0.0), (place[:, None] - place).clamp(min=0)
 
 
+def activations(batch: Batch, read: Float[Tensor, "B U neurons"], factor: Tensor) -> Float[Tensor, "B U neurons"]:
+    """Of neurons with these pre-activations, each target's by its own function; `factor`: what multiplies those of gated targets."""
+    act = torch.where(batch["relu"][:, None, None] > 0, F.relu(read), F.gelu(read, approximate="tanh"))
+    return torch.where(batch["gated"][:, None, None] > 0, F.silu(read) * factor, act) if "up" in batch else act
+
+
 def _read(added: Tensor, reader: Tensor) -> Tensor:
     """Inner products [B, readers, S, K * n] of directions [B, K, S, n, d] with readers [B, readers, d]."""
     found = added.flatten(1, 3) @ reader.transpose(1, 2)
@@ -107,12 +113,8 @@ def _expected(batch: Batch, lengths: tuple[int, int], S: int) -> tuple[list[Expe
         asking = _scale(x[:, -K:], width)  # [B, K, 1]
         here = normed(x, width)
         read = here @ batch["read"][:, i].transpose(1, 2) + batch["read_bias"][:, i, None]  # [B, U, neurons]
-        act = torch.where(batch["relu"][:, None, None] > 0, F.relu(read), F.gelu(read, approximate="tanh"))
-        factor = torch.zeros(())
-        if "up" in batch:
-            factor = here @ batch["up"][:, i].transpose(1, 2)
-            act = torch.where(batch["gated"][:, None, None] > 0, F.silu(read) * factor, act)
-        x = x + act @ batch["write"][:, i] + batch["mlp_bias"][:, i, None]
+        factor = here @ batch["up"][:, i].transpose(1, 2) if "up" in batch else torch.zeros(())
+        x = x + activations(batch, read, factor) @ batch["write"][:, i] + batch["mlp_bias"][:, i, None]
 
         given = weight[:, :, -K:]  # at <ans>
         inside = given[..., : S * n].unflatten(-1, (S, n))

@@ -9,12 +9,11 @@ everywhere is an input, and so is its response (up to the epsilon of the norms).
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from weight_oracle.weights.encoder import Batch
-from weight_oracle.weights.expected import exactly, normed
+from weight_oracle.weights.expected import activations, exactly, normed
 
 
 @dataclass(frozen=True)
@@ -68,11 +67,8 @@ def _respond(batch: Batch, belief: Tensor) -> Response:
         x = x[:, :, first:] + moved.unflatten(1, asking.shape[1:3]) + batch["attn_bias"][:, i, None, None]
         here = normed(x, width).flatten(1, 2)
         read = here @ batch["read"][:, i].transpose(1, 2) + batch["read_bias"][:, i, None]
-        act = torch.where(batch["relu"][:, None, None] > 0, F.relu(read), F.gelu(read, approximate="tanh"))
-        if "up" in batch:
-            gated = F.silu(read) * (here @ batch["up"][:, i].transpose(1, 2))
-            act = torch.where(batch["gated"][:, None, None] > 0, gated, act)
-        x = x + (act @ batch["write"][:, i] + batch["mlp_bias"][:, i, None]).unflatten(1, x.shape[1:3])
+        factor = here @ batch["up"][:, i].transpose(1, 2) if "up" in batch else torch.zeros(())
+        x = x + (activations(batch, read, factor) @ batch["write"][:, i] + batch["mlp_bias"][:, i, None]).unflatten(1, x.shape[1:3])
         seen.append(read.unflatten(1, x.shape[1:3])[:, :, -1].transpose(1, 2))  # [B, neurons, C]
     logits = normed(x[:, :, -1], width) @ batch["readouts"].transpose(1, 2) + batch["logit_bias"][:, None]
     neurons = torch.cat(seen, 1)
