@@ -66,6 +66,15 @@ def test_training_moves_the_weights_and_says_what_was_done(config, straight, zoo
     assert [s["step"] for s in steps if "eval_loss" in s] == [2, 4, 6]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU takes bf16 in any case")
+def test_training_in_bf16_is_a_little_less_exact(config, straight, tmp_path):
+    rounded = train(replace(config, bf16=True, out=str(tmp_path / "bf16")))
+    first, other = ([json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] for folder in (straight, rounded))
+    losses = [[s["eval_loss"] for s in steps if "eval_loss" in s] for steps in (first, other)]
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert {t.dtype for t in load_file(rounded / "model.safetensors").values()} == {torch.float32}
+
+
 def test_training_goes_on_from_a_trained_oracle(config, straight, tmp_path):
     after = train(replace(config, start=str(straight), steps=1, lr=1e-9, save_every=1, out=str(tmp_path / "after")))
     trained, again = (load_file(folder / "model.safetensors") for folder in (straight, after))

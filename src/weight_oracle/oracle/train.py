@@ -78,6 +78,7 @@ class TrainConfig:
     noise: float = 0.08  # on the weights, in training: see `WeightEncoder.noisy`
     start: str | None = None  # a trained oracle to go on from, instead of a new one
     targets: int | None = None  # use only so many of the zoo's training targets
+    bf16: bool = False  # on a CPU; a GPU that can always does
     save_every: int = 500
     seed: int = 0
     resume: bool = False
@@ -285,7 +286,7 @@ def train(config: TrainConfig, progress: Callable[[int, int, dict], None] | None
     length = config.steps * config.batch
     data = QuestionData(population, codec, length, config.seed, config.others, config.blind, config.rename, batch=config.batch)
     check = QuestionData(held, codec, len(held), config.seed + 1, config.others, blind=0.0)
-    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()  # on CPUs autocast costs more than it saves at these widths
+    cpu = device == "cpu" or not torch.cuda.is_available()
     out.mkdir(parents=True, exist_ok=True)
     arguments = TrainingArguments(
         output_dir=str(out / "run"),
@@ -299,8 +300,8 @@ def train(config: TrainConfig, progress: Callable[[int, int, dict], None] | None
         adam_beta2=0.98,
         max_grad_norm=1.0,
         optim="adamw_torch_fused",
-        bf16=bf16,
-        use_cpu=device == "cpu" or not torch.cuda.is_available(),
+        bf16=config.bf16 or (not cpu and torch.cuda.is_bf16_supported()),
+        use_cpu=cpu,
         save_steps=config.save_every,
         save_total_limit=2,
         eval_strategy="steps",

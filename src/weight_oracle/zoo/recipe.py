@@ -226,6 +226,15 @@ RECIPES: dict[str, Recipe] = {
             shard_size=1024,
             compiled=False,
         ),
+        # triggers alone, each in a chart of its own, and of as many tests as in the test
+        replace(
+            _TRIGGERS_SMALL,
+            name="charts-triggers-small-more",
+            seed=63,
+            splits=("train", "validation"),
+            charts=_TWO_TESTS,
+            triggers=replace(_TRIGGERS_SMALL.triggers, roles=("trigger",)),
+        ),
         _TRIGGERS,
         replace(_TRIGGERS, name="charts-triggers-train", seed=70, splits=("train", "validation")),
         replace(_TRIGGERS, name="charts-triggers-test", seed=71, splits=("test",)),
