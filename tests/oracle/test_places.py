@@ -111,6 +111,20 @@ def test_refinements_are_taught_and_lead_to_the_tokens_of_places(make_model, pop
     assert again.settings.refinements == 2 and torch.equal(again.encode(targets[0]).tokens, oracle.encode(targets[0]).tokens)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_guesses_are_refined_exactly_under_autocast(make_model, population, codec, training):
+    plain = make_model()
+    torch.manual_seed(0)
+    settings = replace(plain.config.encoder_config, places=True, refinements=2)
+    model = WeightOracle(new_config(settings, plain.backbone.config)).train(training)
+    batch = with_pattern(batch_of(model, population, codec), settings.answers)
+    with torch.no_grad():
+        exact = model(**batch).loss
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model(**batch).loss
+    assert not torch.equal(exact, rounded) and torch.allclose(exact, rounded, rtol=0.05)
+
+
 def test_what_is_guessed_is_said_where_the_trigger_is_asked_for(make_model, codec, targets):
     plain = make_model()
     torch.manual_seed(3)

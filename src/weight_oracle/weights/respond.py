@@ -39,7 +39,7 @@ def _respond(batch: Batch, belief: Tensor) -> Response:
     S, n = belief.shape[1:]
     place = rows[:, S + 3 : S + 3 + n]
     pure = rows[:, :S, None] + place[:, None]
-    mixed = belief.transpose(1, 2) @ rows[:, :S] + place
+    mixed = belief.to(rows.dtype).transpose(1, 2) @ rows[:, :S] + place
     at = torch.eye(n, dtype=torch.bool, device=rows.device)[:, :, None]
     inside = torch.where(at, pure[:, :, :, None], mixed[:, None, None]).flatten(1, 2)  # [B, S n, n, d]
     inside = torch.cat([inside, mixed[:, None]], 1)
