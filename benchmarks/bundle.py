@@ -43,7 +43,8 @@ def commands(card: dict, name: str = "ORACLE") -> list[str]:
         value = training.get(field.name, getattr(plain, field.name))
         if field.name not in ("recipes", "zoo", "out", "also", "start", "resume") and value != getattr(plain, field.name):
             option = field.name.replace("_", "-")
-            options.append(f"--no-{option}" if value is False else f"--{option} {value}")
+            switch = {False: f"--no-{option}", True: f"--{option}"}
+            options.append(switch[value] if isinstance(value, bool) else f"--{option} {value}")
     options += [f"--start {start}"] * bool("after" in card)
     what = ["scale", *names, "--out", name] if scaled else ["train", names[0], name]
     return [*done, " ".join(["weight-oracle", *what, *options])]

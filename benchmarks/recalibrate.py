@@ -18,6 +18,16 @@ from weight_oracle.oracle.ask import Oracle
 from weight_oracle.zoo.store import open_zoo
 
 
+def refine_often(folder: Path, times: int) -> None:
+    """Guesses at a pattern are refined so many times from now on: any number does, whatever it was in training."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    if not config["encoder"].get("refinements"):
+        raise SystemExit(f"{folder}: this oracle has not learned to refine guesses; leave out --refinements")
+    config["encoder"]["refinements"] = times
+    file.write_text(json.dumps(config, indent=2))
+
+
 def recalibrate(folder: Path, zoos: list[str], n: int, seed: int, probabilities_only: bool = False) -> dict:
     """The new calibration, which is in the oracle's card when this returns."""
     oracle = Oracle.from_pretrained(folder, anyway=True)
@@ -39,8 +49,11 @@ def main() -> None:
     parser.add_argument("--targets", type=int, default=400, help="at most so many of each zoo")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--probabilities-only", action="store_true", help="leave familiarity and gap as they are")
+    parser.add_argument("--refinements", type=int, help="refine guesses so many times from now on (an oracle that learned to)")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.refinements:
+        refine_often(args.oracle, args.refinements)
     found = recalibrate(args.oracle, args.zoos, args.targets, args.seed, args.probabilities_only)
     gap, familiar = found["gap"], found["familiarity"]
     print(f"{args.oracle}: calibrated on {found['targets']:,} targets; gap {gap['nats']:.2f} [{gap['low']:.2f}, {gap['high']:.2f}] nats")
