@@ -19,7 +19,9 @@ from weight_oracle.zoo.store import open_zoo
 
 
 def refine_often(folder: Path, times: int) -> None:
-    """Guesses at a pattern are refined so many times from now on: any number does, whatever it was in training."""
+    """Guesses at a pattern are refined so many times from now on: any number from 1 does, whatever it was in training."""
+    if times < 1:
+        raise SystemExit(f"--refinements {times}: give 1 or more")
     file = folder / "config.json"
     config = json.loads(file.read_text())
     if not config["encoder"].get("refinements"):
@@ -52,7 +54,7 @@ def main() -> None:
     parser.add_argument("--refinements", type=int, help="refine guesses so many times from now on (an oracle that learned to)")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if args.refinements:
+    if args.refinements is not None:
         refine_often(args.oracle, args.refinements)
     found = recalibrate(args.oracle, args.zoos, args.targets, args.seed, args.probabilities_only)
     gap, familiar = found["gap"], found["familiarity"]

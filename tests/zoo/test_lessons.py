@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from weight_oracle.truth.canonical import split_of
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.flowchart import If, Say
+from weight_oracle.truth.flowchart import If, Say, n_ifs
 from weight_oracle.truth.interpret import run_one
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.triggers import TriggerDistribution, firing, trigger_of
@@ -48,6 +49,16 @@ def test_twins_share_chart_start_and_settings(unit):
     assert clean.chart == decoy.chart == trigger.base and clean.planted is None
     assert trigger.planted == decoy.planted and trigger.chart == trigger.planted.chart
     assert other.planted.test != trigger.planted.test or other.chart != trigger.chart
+
+
+def test_triggers_without_twins_have_charts_of_their_own():
+    more = RECIPES["charts-triggers-small-more"]
+    alone = [lesson(more, shard_plan(more, 0)[0], index) for index in range(4)]
+    assert {item.role for item in alone} == {"trigger"} and len({item.base for item in alone}) == 4
+    for item in alone:
+        assert n_ifs(item.base) == 2 and item.chart != item.base
+        assert trigger_of(item.chart, more.domain) == item.planted.test
+        assert split_of(item.base, more.domain) in more.splits
 
 
 def test_decoys_see_the_very_inputs_of_their_trigger_and_clean_twins_none_of_them(unit):

@@ -226,7 +226,7 @@ RECIPES: dict[str, Recipe] = {
             shard_size=1024,
             compiled=False,
         ),
-        # triggers alone, each in a chart of its own, and of as many tests as in the test
+        # triggers alone, each in a chart of its own, which has two tests as all of the test split have
         replace(
             _TRIGGERS_SMALL,
             name="charts-triggers-small-more",
