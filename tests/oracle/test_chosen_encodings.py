@@ -107,6 +107,8 @@ def test_chunks_can_be_memorised(nano_zoo, tmp_path):
         ({"tokens": -1}, "at least one weight token"),
         ({"refinements": -1}, "less than none"),
         ({"noise": -0.1}, "less than none"),
+        ({"reorder": 1.5}, "give 0 to 1"),
+        ({"encoding": "svd", "reorder": 0.5}, "other encodings know no places"),
         ({"canonical": True}, "atoms do not change"),
         ({"augment": True}, "atoms do not change"),
         ({"encoding": "svd2", "augment": True}, "--augment is for chunk, quantised, learned"),

@@ -115,3 +115,19 @@ def test_finite_with_gradients_everywhere_even_for_extreme_weights(scale, family
             assert parameter.grad is None
         else:
             assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+
+
+@torch.inference_mode()
+def test_sizes_of_logits_are_seen_where_they_are_wanted():
+    plain, sized = encoder(), encoder(replace(CONFIG, sizes=True))
+    sized.load_state_dict(plain.state_dict(), strict=False)
+    target = random_target(seed=3)
+    halved = replace(target, tensors=target.tensors | {"lm_head.weight": target.tensors["lm_head.weight"] / 2})
+    assert torch.equal(plain(prepared(target)), sized(prepared(target)))
+    blind = change(plain(prepared(target)), plain(prepared(halved)))
+    generator = torch.Generator().manual_seed(0)
+    for layer in (*sized.answer_size, *sized.meeting_size):
+        layer.weight.copy_(0.3 * torch.randn(layer.weight.shape, generator=generator))
+    seen = change(sized(prepared(target)), sized(prepared(halved)))
+    moved = max(change(sized(prepared(target)), sized(prepared(scramble(target, seed)))) for seed in range(3))
+    assert seen > 3 * blind and moved < 1e-4, (seen, blind, moved)

@@ -11,12 +11,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from weight_oracle.oracle.tokenizer import Codec
-from weight_oracle.truth.canonical import behaviour_key, split_of
+from weight_oracle.truth.canonical import behaviour_key, canonical, split_of
 from weight_oracle.truth.facts import ChartFacts, facts
 from weight_oracle.truth.hints import hints
 from weight_oracle.truth.phrasings import CHANCE_KINDS, QUESTION_KINDS, TRIGGER_KINDS
+from weight_oracle.truth.places import another_order, movable, moved, moved_test
 from weight_oracle.truth.questions import Balance, make_question
+from weight_oracle.truth.triggers import without
 from weight_oracle.weights.encoder import Batch, EncoderConfig, WeightEncoder
+from weight_oracle.zoo.reorder import followed_orders
 from weight_oracle.zoo.store import Zoo
 
 
@@ -30,6 +33,7 @@ class Population:
     row: Int[np.ndarray, " N"]  # in its group
     facts: tuple[ChartFacts, ...]
     places: Int[np.ndarray, " N"]  # positions in `zoo.truths`
+    orders: tuple[Int[np.ndarray, "k n"], ...] | None = None  # of the places of each, that it follows: see `zoo.reorder`
 
     def __len__(self) -> int:
         return len(self.facts)
@@ -77,6 +81,14 @@ def load_population(zoo: Zoo, encoder: type[WeightEncoder], config: EncoderConfi
     return Population(encoder, groups, np.concatenate(group), np.concatenate(row), known, place)
 
 
+def with_orders(population: Population, zoo: Zoo, tries: int, seed: int) -> Population:
+    """The same with the orders of places that its targets follow, out of `tries` each; those that follow every order are not asked."""
+    ask = np.array([not population.encoder.reorders(population.groups[group]) for group in population.group], bool)
+    found = iter(followed_orders(zoo, population.places[ask], tries, seed))
+    none = np.zeros((0, zoo.recipe.domain.lengths[1]), np.int64)
+    return replace(population, orders=tuple(next(found) if asked else none for asked in ask))
+
+
 def together(populations: Sequence[Population]) -> Population:
     """Several populations for one encoder as one; `places` then go by the zoo of each."""
     first, *rest = populations
@@ -88,6 +100,7 @@ def together(populations: Sequence[Population]) -> Population:
             row=np.concatenate([first.row, other.row]),
             facts=first.facts + other.facts,
             places=np.concatenate([first.places, other.places]),
+            orders=None if first.orders is None or other.orders is None else first.orders + other.orders,
         )
     return first
 
@@ -127,6 +140,7 @@ class Example:
     blind: bool
     seed: int  # that of a batch's first example decides what the collator draws
     hints: np.ndarray  # what the chart says of each symbol of the questions: see `truth.hints`
+    order: np.ndarray | None = None  # of its places, see `truth.places`; None: its own
 
 
 class QuestionData(Dataset):
@@ -134,7 +148,9 @@ class QuestionData(Dataset):
     the population hide triggers or have small chances also one about these.
 
     Each run of `batch` examples is about targets of one shape, so that no batch is padded to the largest; shapes with fewer targets than
-    that share batches. An epoch meets every target once, but for those that are left when it is cut into batches.
+    that share batches. An epoch meets every target once, but for those that are left when it is cut into batches. With `reorder`, a
+    target with a hidden pattern has its places in another order in that share of its examples, where that makes it a target that does
+    otherwise; never one that belongs to another split.
     """
 
     def __init__(
@@ -148,7 +164,9 @@ class QuestionData(Dataset):
         rename: bool = True,
         held_out: bool = False,
         batch: int = 1,
+        reorder: float = 0.0,
     ):
+        self.reorder, self.reorders = reorder, [population.encoder.reorders(batch) for batch in population.groups]
         sizes = np.bincount(population.group, minlength=len(population.groups))
         rare = sizes < batch
         if 0 < sizes[rare].sum() < batch and not rare.all():  # together still too few: the least frequent of the other shapes joins them
@@ -172,7 +190,7 @@ class QuestionData(Dataset):
     def __getitem__(self, i: int) -> Example:
         target = int(self._order(i // self.epoch)[i % self.epoch])
         rng = np.random.default_rng([self.seed, i])
-        known = self.population.facts[target]
+        known, order = self._known(target, rng)
         S, A = known.domain.symbols, known.domain.answers
         symbols = rng.permutation(S) if self.rename else np.arange(S)
         answers = rng.permutation(A) if self.rename else np.arange(A)
@@ -193,7 +211,24 @@ class QuestionData(Dataset):
             segment += [number] * (len(asked) + len(answer))
             place += range(len(asked) + len(answer))
         blind, drawn = bool(rng.random() < self.blind), int(rng.integers(1 << 62))
-        return Example(target, symbols, answers, ids, labels, segment, place, blind, drawn, told)
+        return Example(target, symbols, answers, ids, labels, segment, place, blind, drawn, told, order)
+
+    def _known(self, target: int, rng: np.random.Generator) -> tuple[ChartFacts, Int[np.ndarray, " n"] | None]:
+        """What is true of a target, perhaps with its places in another order; and that order."""
+        known, population = self.population.facts[target], self.population
+        trigger = known.trigger if self.reorder and rng.random() < self.reorder else None
+        if trigger is None or trigger.kind != "pattern" or not movable(known.chart, known.domain):
+            return known, None
+        if self.reorders[population.group[target]]:
+            order = another_order(trigger, known.domain.lengths[1], rng)
+        elif population.orders is not None and len(some := population.orders[target]):
+            order = some[rng.integers(len(some))]
+        else:
+            return known, None
+        other = moved(known.chart, order)
+        if split_of(without(other, moved_test(trigger, order)), known.domain) != "train":
+            return known, None
+        return facts(canonical(other, known.domain), known.domain), order
 
     def _order(self, epoch: int) -> Int[np.ndarray, " epoch"]:
         """The targets of an epoch, batch by batch."""
@@ -229,6 +264,7 @@ class Collator:
         told = {"hints": torch.from_numpy(np.stack([e.hints for e in examples]))} if self.hints else {}
         return told | {
             "targets": np.array([e.target for e in examples]),
+            "order": _orders([e.order for e in examples]),
             "renaming": (inverse([e.symbols for e in examples]), inverse([e.answers for e in examples])),
             "seed": examples[0].seed,
             "names": self.names,
@@ -245,8 +281,16 @@ class Collator:
         generator = torch.Generator(device).manual_seed(asked["seed"])
         change = (lambda batch: encoder.augmented(batch, generator)) if self.augment else None
         batch = self.population.take(asked["targets"], change)
+        if asked["order"] is not None:
+            batch = encoder.reordered(batch, asked["order"].to(device))
         batch = encoder.rename(batch, *(x.to(device) for x in asked["renaming"]))
         if self.noise:
             batch = encoder.noisy(batch, self.noise, generator)
-        rest = {name: x.to(device, non_blocking=True) for name, x in asked.items() if name not in ("targets", "renaming", "seed")}
+        rest = {name: x.to(device, non_blocking=True) for name, x in asked.items() if name not in ("targets", "renaming", "order", "seed")}
         return rest | {"atoms": batch}
+
+
+def _orders(found: Sequence[np.ndarray | None]) -> Int[Tensor, "B n"] | None:
+    """The orders of places of a batch; None where all are their own."""
+    n = next((len(order) for order in found if order is not None), 0)
+    return torch.from_numpy(np.stack([np.arange(n) if order is None else order for order in found])) if n else None

@@ -27,7 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.ask import Oracle
-from weight_oracle.oracle.data import Collator, Population, QuestionData, load_population, pick_apart, together
+from weight_oracle.oracle.data import Collator, Population, QuestionData, load_population, pick_apart, together, with_orders
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, new_config
 from weight_oracle.oracle.tokenizer import BOS, EOS, PAD, SPECIALS, Codec, vocabulary
 from weight_oracle.truth.domain import default_names
@@ -45,6 +45,7 @@ SIZES = {
 BITS = (8, 4, 2)
 AUGMENTED = ("chunk", "quantised", "learned")  # encodings of the raw tensors themselves
 LEAST_BLOCKS = 3  # for the "residual" injection: attention must follow the output of block 1, or nothing sees the weight tokens
+ORDERS = 8  # of the places of a target with several blocks that are tried
 TEXT = 128  # positions for a question and its answer
 
 
@@ -75,6 +76,7 @@ class TrainConfig:
     weight_decay: float = 0.05
     blind: float = 0.1  # share of examples without weight tokens
     rename: bool = True
+    reorder: float = 0.0  # share of examples of hidden patterns in which a target's places are in another order, see `zoo.reorder`
     noise: float = 0.08  # on the weights, in training: see `WeightEncoder.noisy`
     start: str | None = None  # a trained oracle to go on from, instead of a new one
     targets: int | None = None  # use only so many of the zoo's training targets
@@ -170,7 +172,8 @@ def encoder_config(config: TrainConfig, zoos: Sequence[Zoo]) -> EncoderConfig:
     if config.encoding == "atoms":
         # tests that name many symbols at once are read place by place
         patterns = any({"pattern", "contains"} & {*zoo.recipe.charts.kinds, *zoo.recipe.triggers.kinds} for zoo in zoos)
-        settings = replace(settings, places=patterns, refinements=config.refinements if patterns else 0)
+        chances = any(zoo.recipe.chances for zoo in zoos)
+        settings = replace(settings, places=patterns, refinements=config.refinements if patterns else 0, sizes=chances)
         return replace(settings, latents=config.tokens - named) if config.tokens > named else settings
     shapes = [zoo.shape(shard) for zoo in zoos for shard in zoo.shards] if config.encoding in ("svd", "svd2") else []
     side = max((max(shape.width, shape.neurons) + 1 for shape in shapes), default=0)
@@ -187,6 +190,10 @@ def _check_encoding(config: TrainConfig) -> None:
         raise UserError(f"--refinements {config.refinements}: less than none", hint="give 0 or more", exit_code=2)
     if config.noise < 0:
         raise UserError(f"--noise {config.noise}: less than none", hint="give 0 or more", exit_code=2)
+    if not 0 <= config.reorder <= 1:
+        raise UserError(f"--reorder {config.reorder}: no share", hint="give 0 to 1", exit_code=2)
+    if config.reorder and config.encoding != "atoms":
+        raise UserError("--reorder is for atoms: other encodings know no places", hint="leave it out", exit_code=2)
     if config.bits not in BITS:
         raise UserError(f"--bits {config.bits}: numbers can have 8, 4 or 2 bits", exit_code=2)
     if config.encoding == "atoms" and (config.canonical or config.augment):
@@ -205,7 +212,7 @@ def new_oracle(config: TrainConfig, zoos: Sequence[Zoo], codec: Codec, start: Or
     reads = encoder_config(config, zoos)
     if start is not None:
         low, high = zip(reads.lengths, start.settings.lengths, strict=True)
-        reads = replace(reads, lengths=(min(low), max(high)))
+        reads = replace(reads, lengths=(min(low), max(high)), sizes=reads.sizes or start.settings.sizes)
     names = default_names(reads.symbols, reads.answers)
     named = config.pointer and config.encoding == "atoms" and not reads.resampled
     pointer = [codec.ids[word] for word in (*names.symbols, *names.answers)] if named else None
@@ -221,13 +228,14 @@ def new_oracle(config: TrainConfig, zoos: Sequence[Zoo], codec: Codec, start: Or
 def go_on_from(trained: Oracle, where: str, model: WeightOracle, codec: Codec) -> dict[str, Any]:
     """Gives a new oracle the weights of a trained one; returns how that was made. Raises `UserError` where they are not of one kind.
 
-    A word that the trained one does not know keeps its random embedding, and one that does not point at names, or refine its guesses,
-    learns to.
+    A word that the trained one does not know keeps its random embedding, and one that does not point at names, refine its guesses, or see
+    logits in nats, learns to.
     """
-    kind = lambda c: (replace(c.encoder_config, families=(), refinements=0), c.backbone["model_type"], c.injection, c.gain)  # noqa: E731
+    kind = lambda c: (replace(c.encoder_config, families=(), refinements=0, sizes=False), c.backbone["model_type"], c.injection, c.gain)  # noqa: E731
     old, new = trained.model.state_dict(), model.state_dict()
     missing = {part for part in ("pointer", "refine", "place_state") if getattr(trained.model, part) is None}
-    old |= {name: tensor for name, tensor in new.items() if name.split(".")[0] in missing}
+    sizes = () if trained.settings.sizes else ("encoder.answer_size.", "encoder.meeting_size.")
+    old |= {name: tensor for name, tensor in new.items() if name.split(".")[0] in missing or name.startswith(sizes)}
     tables = {name for name in new if name.endswith(("embed_tokens.weight", "lm_head.weight"))}
     shapes = lambda tensors: {name: t.shape[name in tables :] for name, t in tensors.items()}  # noqa: E731
     if kind(trained.model.config) != kind(model.config) or shapes(old) != shapes(new):
@@ -242,11 +250,12 @@ def go_on_from(trained: Oracle, where: str, model: WeightOracle, codec: Codec) -
     return {name: trained.card[name] for name in ("training", "zoos", "after") if name in trained.card}
 
 
-def _data(zoos: Sequence[Zoo], split: str, model: WeightOracle, most: int | None) -> Population:
-    """The targets of a split that learned their chart, at most so many of each zoo."""
+def _data(zoos: Sequence[Zoo], split: str, model: WeightOracle, most: int | None, tries: int = 0, seed: int = 0) -> Population:
+    """The targets of a split that learned their chart, at most so many of each zoo, perhaps with `tries` orders of their places tried."""
     settings = model.config.encoder_config
     wanted = [(zoo, pick_apart(zoo, split, zoos)[:most]) for zoo in zoos]
-    found = [load_population(zoo, ENCODERS[settings.encoding], settings, places) for zoo, places in wanted if len(places)]
+    load = lambda zoo, places: load_population(zoo, ENCODERS[settings.encoding], settings, places)  # noqa: E731
+    found = [with_orders(load(*pair), pair[0], tries, seed) if tries else load(*pair) for pair in wanted if len(pair[1])]
     if not found:
         where = ", ".join(str(zoo.path) for zoo in zoos)
         raise UserError(f"no target of the {split} split has learned its chart", where=where, hint="build more targets")
@@ -278,13 +287,15 @@ def train(config: TrainConfig, progress: Callable[[int, int, dict], None] | None
     start = Oracle.from_pretrained(config.start) if config.start else None
     model = new_oracle(config, zoos, codec, start)
     before = go_on_from(start, str(config.start), model, codec) if start else None
-    population, held = _data(zoos, "train", model, config.targets), _data(zoos, "validation", model, 512)
+    population = _data(zoos, "train", model, config.targets, ORDERS if config.reorder else 0, config.seed)
+    held = _data(zoos, "validation", model, 512)
     names = model.name_tokens(codec)
     if config.backbone:
         _check_room(model, population, names, config.backbone)
     pad = codec.ids[PAD]
     length = config.steps * config.batch
-    data = QuestionData(population, codec, length, config.seed, config.others, config.blind, config.rename, batch=config.batch)
+    asked = config.seed, config.others, config.blind, config.rename
+    data = QuestionData(population, codec, length, *asked, batch=config.batch, reorder=config.reorder)
     check = QuestionData(held, codec, len(held), config.seed + 1, config.others, blind=0.0)
     cpu = device == "cpu" or not torch.cuda.is_available()
     out.mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,14 @@ def _mlp(inputs: int, width: int, outputs: int) -> _Mlp:
     return _Mlp(nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, outputs))
 
 
+def _silent(inputs: int, outputs: int) -> nn.Linear:
+    """Adds nothing until it has learned what it is worth: an oracle that goes on with it begins as it was."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class _Pairs(nn.Module):
     """An MLP on all pairs of an atom and a symbol (or an answer): what is the atom's alone passes its first layer once."""
 
@@ -218,6 +226,9 @@ class AtomsEncoder(WeightEncoder):
         self.block = nn.ModuleList(_Block(w, k, n_lengths, config.lengths[1], config.positions) for _ in rounds)
         self.meeting_back = nn.ModuleList(_Pairs(w + k, w, w, w) for _ in rounds)
         self.places = nn.ModuleList(_Places(w, n_lengths, config.lengths[1], config.answers) for _ in rounds if config.places)
+        cells = n_lengths * config.lengths[1]
+        self.answer_size = nn.ModuleList(_silent(2 + n_lengths, w) for _ in rounds if config.sizes)
+        self.meeting_size = nn.ModuleList(_silent(cells, w) for _ in rounds if config.sizes)
         self.relate = nn.ModuleList(_Pairs(RELATIONS + 1 + w, w, w, w) for _ in rounds)
         self.row_back = nn.ModuleList(_mlp(4 * w + k, w, w) for _ in rounds)
         self.latent = nn.Parameter(torch.randn(config.latents, w) * 0.5)
@@ -243,6 +254,19 @@ class AtomsEncoder(WeightEncoder):
         S = symbols.shape[1]
         rows = torch.cat([batch["rows"][:, :S][pick, symbols], batch["rows"][:, S:]], 1)
         return batch | {"rows": rows, "readouts": batch["readouts"][pick, answers], "logit_bias": batch["logit_bias"][pick, answers]}
+
+    @staticmethod
+    def reorders(batch: Batch) -> bool:
+        """One block of a GPT-2: no position but `<ans>` is asked, so its order is that of its position rows."""
+        return batch["has_head"].shape[1] == 1 and "up" not in batch
+
+    @staticmethod
+    def reordered(batch: Batch, order: Int[Tensor, "B n"]) -> Batch:
+        pick, n = torch.arange(len(order), device=order.device)[:, None], order.shape[1]
+        first = batch["rows"].shape[1] - (batch["turn"].shape[-1] - 1)  # behind the row of `<bos>`'s position
+        rows = batch["rows"].clone()
+        rows[:, first : first + n] = rows[pick, first + order]
+        return batch | {"rows": rows}
 
     @classmethod
     def noisy(cls, batch: Batch, scale: float, generator: torch.Generator) -> Batch:
@@ -274,12 +298,15 @@ class AtomsEncoder(WeightEncoder):
                 piece["up_effect"] = effect.clamp(-12, 12) / 2 * by_place
                 piece["up_at_symbol"] = at_symbol.clamp(-12, 12) / 4
             piece["direct"] = (at.direct / scale[..., None, None]).clamp(-10, 10) * by_place
-        logit = torch.cat([batch["logit_bias"][..., None], logits - logits.mean(1, keepdim=True)], -1)
-        logit = (logit / scale[..., None]).clamp(-10, 10) * nn.functional.pad(asked, (1, 0), value=1.0)[:, None]
+        nats = torch.cat([batch["logit_bias"][..., None], logits - logits.mean(1, keepdim=True)], -1)
+        has_logit = nn.functional.pad(asked, (1, 0), value=1.0)[:, None]
+        logit = (nats / scale[..., None]).clamp(-10, 10) * has_logit
         edges: list[Any] = [None] * layers
         cells: list[Any] = [None] * layers
         meeting: Any = None
         direct = torch.stack([piece["direct"] for piece in pieces]).sum(0)
+        sized = torch.cat([nats.clamp(-12, 12) / 4 * has_logit, scale[:, None].log().expand(-1, A, -1)], -1)
+        direct_nats = torch.stack([at.direct for at in blocks]).sum(0).clamp(-12, 12) / 4 * by_place
         for turn, module in enumerate(self.block):
             block = cast(_Block, module)
             to_shared, to_own = self.row_message[turn](row).chunk(2, -1)
@@ -292,9 +319,11 @@ class AtomsEncoder(WeightEncoder):
             seen = _unit(batch["readouts"] @ shared)
             alone = _unit(batch["readouts"][:, None] @ own).transpose(1, 2)  # [B, A, S, k]
             symbol = row[:, None, :S].expand(-1, A, -1, -1)
-            found = self.meeting[turn](torch.cat([alone, symbol, direct], -1), torch.cat([answer, seen, logit], -1))
+            of_pair = self.meeting_size[turn](direct_nats) if c.sizes else 0.0
+            of_answer = self.answer_size[turn](sized) if c.sizes else 0.0
+            found = self.meeting[turn](torch.cat([alone, symbol, direct], -1), torch.cat([answer, seen, logit], -1), of_pair)
             meeting = found if meeting is None else meeting + found
-            answer = answer + self.answer_in[turn](torch.cat([answer, seen, logit, meeting.mean(2)], -1))
+            answer = answer + self.answer_in[turn](torch.cat([answer, seen, logit, meeting.mean(2)], -1), of_answer)
             to_shared, to_own = self.answer_message[turn](answer).chunk(2, -1)
             shared = batch["readouts"].transpose(1, 2) @ to_shared
             own = batch["readouts"][..., None] * to_own[:, :, None]  # [B, A, d, k]

@@ -35,6 +35,7 @@ class EncoderConfig:
     augment: bool = False  # trained with random symmetries, and so reads targets with folded norms
     places: bool = False  # atoms: each place of an input is looked at by itself, and has a weight token of its own
     refinements: int = 0  # with places: of the guess at a pattern, see `refine`
+    sizes: bool = False  # atoms: the expected logits in nats too, on which probabilities depend but the likeliest answer does not
     side: int = 0  # numbers of the longest vector, for the encodings made of vectors
 
     @property
@@ -71,6 +72,16 @@ class WeightEncoder(nn.Module, ABC):
     @abstractmethod
     def rename(batch: Batch, symbols: Int[Tensor, "B S"], answers: Int[Tensor, "B A"]) -> Batch:
         """Slot i of the result is slot `symbols[b, i]` of the input: an exact symmetry of the task."""
+
+    @staticmethod
+    def reorders(batch: Batch) -> bool:
+        """Whether `reordered` can change prepared targets of one shape."""
+        return False
+
+    @staticmethod
+    def reordered(batch: Batch, order: Int[Tensor, "B n"]) -> Batch:
+        """Place i of an input (from 0) as place `order[b, i]` was, for targets that it does not matter to otherwise."""
+        raise UserError("this encoding knows no places")
 
     @classmethod
     def noisy(cls, batch: Batch, scale: float, generator: torch.Generator) -> Batch:
