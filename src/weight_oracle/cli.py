@@ -129,7 +129,7 @@ class Train(Command):
     lr: Annotated[float, arg(help="Peak learning rate.")] = 2e-3
     warmup: Annotated[int, arg(metavar="N", help="Steps in which the rate rises.")] = 300
     noise: Annotated[float, arg(help="On the weights, in training: a share of their size.")] = 0.08
-    reorder: Annotated[float, arg(metavar="SHARE", help="Of hidden patterns' examples: those with the places in another order.")] = 0.0
+    reorder: Annotated[float, arg(metavar="SHARE", help="Of the examples: those with a target's places in another order.")] = 0.0
     targets: Annotated[Count, arg(help="Use only so many targets. Default: all that learned.")] = None
     bf16: Annotated[bool, arg(help="On a CPU: products in bf16. A GPU that can does so in any case.")] = False
     save_every: Annotated[int, arg(metavar="N", help="Steps from one checkpoint to the next.")] = 500

@@ -49,8 +49,16 @@ def test_platt_with_the_share_of_views():
 def test_training_targets_stand_in_for_numbers_of_tests_that_are_not_held_out(zoo):
     train = pick(zoo, "train")
     one, two = (np.array([i for i in train if zoo.truths[i]["ifs"] == n]) for n in (1, 2))
-    assert stand_ins(zoo, two[:6], train, 0).tolist() == sorted(set(stand_ins(zoo, two[:6], train, 0)) & set(one.tolist()))
-    assert len(stand_ins(zoo, two[:6], train, 0)) == 6 and len(stand_ins(zoo, train, train, 0)) == 0
+    (found,) = stand_ins([zoo], [two[:6]], 0)
+    assert len(found) == 6 and found.tolist() == sorted({*found} & {*one})
+    assert [len(x) for x in stand_ins([zoo], [train], 0)] == [0]
+
+
+def test_zoos_of_one_kind_share_their_stand_ins(zoo):
+    train = pick(zoo, "train")
+    one, two = (np.array([i for i in train if zoo.truths[i]["ifs"] == n]) for n in (1, 2))
+    assert sum(len(x) for x in stand_ins([zoo, zoo], [two[:4], two[4:6]], 0)) == 6
+    assert [len(x) for x in stand_ins([zoo, zoo], [two[:4], np.append(two[4:6], one[0])], 0)] == [0, 0]
 
 
 def test_the_gap_of_losses():

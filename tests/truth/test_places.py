@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.flowchart import ANY, Test
+from weight_oracle.truth.flowchart import ANY, If, Say, Test
 from weight_oracle.truth.interpret import run_one
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.places import another_order, movable, moved, moved_test
@@ -47,9 +47,15 @@ def test_what_cannot_be_moved():
 def test_another_order_keeps_the_places_of_the_pattern(symbols):
     rng, pattern, seen = np.random.default_rng(1), Test("pattern", symbols), set()
     for _ in range(100):
-        order = another_order(pattern, 5, rng)
+        order = another_order(If(pattern, Say(0), Say(1)), 5, rng)
         assert sorted(order) == [0, 1, 2, 3, 4]
         found = moved_test(pattern, order)
         assert [s == ANY for s in found.symbols] == [s == ANY for s in symbols] and sorted(found.symbols) == sorted(symbols)
         seen.add(tuple(order.tolist()))
     assert len(seen) > 5
+
+
+def test_without_a_pattern_the_ends_stay_at_the_ends():
+    rng, chart = np.random.default_rng(2), parse("if first is a: say p else: if last is b: say q else: say r")
+    found = {str(moved(chart, another_order(chart, 5, rng))) for _ in range(50)}
+    assert found == {str(chart), "if last is a: say p else: if first is b: say q else: say r"}

@@ -97,7 +97,7 @@ def calibrate(
     For "chart" the probability is that the chart read agrees with the true one on >= 99 % of the domain, for other kinds that the answer
     is right. It holds for charts as they are in that split. A split by behaviour may have none with one test, say: where the validation
     split has none of some number of tests, training targets stand in for them, as many as there are of the other numbers on average (which
-    flatters the oracle a little, and less than leaving them out would wrong it). `split` None takes all
+    flatters the oracle a little, and less than leaving them out would wrong it; see `stand_ins`). `split` None takes all
     targets, for a zoo with a seed of its own. Also gives the `temperature` of the chart's tokens, the `gap` by which the oracle is blind
     or not, and the `familiarity` of targets, unless `probabilities_only`. Raises `UserError` without such targets.
     """
@@ -106,8 +106,9 @@ def calibrate(
     said: dict[str, list[tuple[float, float, bool]]] = {}
     predictions, losses, held = [], [], {}
     targets = 0
-    for number, zoo in enumerate(zoos):
-        wanted = sample_places(np.concatenate([pick_apart(zoo, name, zoos) for name in splits]), n, seed)
+    every = [sample_places(np.concatenate([pick_apart(zoo, name, zoos) for name in splits]), n, seed) for zoo in zoos]
+    missing = stand_ins(zoos, every, seed) if split == "validation" else [places[:0] for places in every]
+    for number, (zoo, wanted, more) in enumerate(zip(zoos, every, missing, strict=True)):
         if not len(wanted):
             continue
         held[number] = wanted
@@ -116,7 +117,6 @@ def calibrate(
         predictions.append(own)
         losses += [] if probabilities_only else _losses(subjects, own, seed, progress)
         targets += len(subjects)
-        more = stand_ins(zoo, wanted, pick_apart(zoo, "train", zoos), seed) if split == "validation" else wanted[:0]
         pieces = [subjects, encode(oracle_model, codec, zoo, more, progress, expectation=expectation)] if len(more) else [subjects]
         for some in pieces:
             asked = draw_questions(some, seed)
@@ -139,13 +139,21 @@ def calibrate(
     return result
 
 
-def stand_ins(zoo: Zoo, held: Int[np.ndarray, " n"], trained: Int[np.ndarray, " m"], seed: int) -> Int[np.ndarray, " k"]:
-    """Training targets with numbers of tests that no held-out target has, as many of each as there are of the others on average."""
-    counts = Counter(zoo.truths[i]["ifs"] for i in held)
-    missing = {zoo.truths[i]["ifs"] for i in trained} - counts.keys()
-    each = len(held) // max(1, len(counts))
-    found = [sample_places(np.array([i for i in trained if zoo.truths[i]["ifs"] == ifs]), each, seed) for ifs in sorted(missing)]
-    return np.sort(np.concatenate([*found, np.zeros(0, np.int64)]))
+def stand_ins(zoos: Sequence[Zoo], held: Sequence[Int[np.ndarray, " n"]], seed: int) -> list[Int[np.ndarray, " k"]]:
+    """For each zoo, training targets with numbers of tests that no held-out target of a zoo of its kind (domain and families) has, as many
+    of each, in all zoos of the kind, as there are of the others on average."""
+    kinds = [(zoo.recipe.domain, zoo.recipe.families) for zoo in zoos]
+    found = [np.zeros(0, np.int64) for _ in zoos]
+    for kind in dict.fromkeys(kinds):
+        some = [i for i, other in enumerate(kinds) if other == kind and len(held[i])]
+        counts = Counter(zoos[i].truths[place]["ifs"] for i in some for place in held[i])
+        trained = [(i, place) for i in some for place in pick_apart(zoos[i], "train", zoos).tolist()]
+        for ifs in sorted({zoos[i].truths[place]["ifs"] for i, place in trained} - counts.keys()):
+            among = [pair for pair in trained if zoos[pair[0]].truths[pair[1]]["ifs"] == ifs]
+            for row in sample_places(np.arange(len(among)), counts.total() // len(counts), seed):
+                i, place = among[row]
+                found[i] = np.append(found[i], place)
+    return [np.sort(places) for places in found]
 
 
 def _losses(subjects: Subjects, own: Predictions, seed: int, progress: Progress | None) -> list[tuple[float, ...]]:

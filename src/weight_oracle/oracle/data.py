@@ -149,8 +149,8 @@ class QuestionData(Dataset):
 
     Each run of `batch` examples is about targets of one shape, so that no batch is padded to the largest; shapes with fewer targets than
     that share batches. An epoch meets every target once, but for those that are left when it is cut into batches. With `reorder`, a
-    target with a hidden pattern has its places in another order in that share of its examples, where that makes it a target that does
-    otherwise; never one that belongs to another split.
+    target has its places in another order in that share of its examples, where it follows the moved chart (see `truth.places`) and this
+    belongs to no other split.
     """
 
     def __init__(
@@ -178,7 +178,9 @@ class QuestionData(Dataset):
         self.others, self.blind, self.rename, self.held_out = others, blind, rename, held_out
         self.kinds = [k for k in QUESTION_KINDS if k != "chart" and k not in (*TRIGGER_KINDS, *CHANCE_KINDS)]
         # where there are triggers or small chances, one more question is about them; what a trigger is takes most to learn
-        self.hidden = ("trigger_pattern", *TRIGGER_KINDS[:3]) if any(f.trigger for f in population.facts) else ()
+        self.triggers = any(f.trigger for f in population.facts)
+        self.domains = {f.domain for f in population.facts}
+        self.hidden = ("trigger_pattern", *TRIGGER_KINDS[:3]) if self.triggers else ()
         self.hidden += CHANCE_KINDS if any(f.rare for f in population.facts) else ()
         some = np.random.default_rng(seed).permutation(len(population))[:5000]
         self.balance = Balance.of([population.facts[i] for i in some])
@@ -216,17 +218,19 @@ class QuestionData(Dataset):
     def _known(self, target: int, rng: np.random.Generator) -> tuple[ChartFacts, Int[np.ndarray, " n"] | None]:
         """What is true of a target, perhaps with its places in another order; and that order."""
         known, population = self.population.facts[target], self.population
-        trigger = known.trigger if self.reorder and rng.random() < self.reorder else None
-        if trigger is None or trigger.kind != "pattern" or not movable(known.chart, known.domain):
+        if not self.reorder or rng.random() >= self.reorder or not movable(known.chart, known.domain):
+            return known, None
+        if known.trigger is None and self.triggers:  # a decoy's pattern is not in its chart
             return known, None
         if self.reorders[population.group[target]]:
-            order = another_order(trigger, known.domain.lengths[1], rng)
+            order = another_order(known.chart, known.domain.lengths[1], rng)
         elif population.orders is not None and len(some := population.orders[target]):
             order = some[rng.integers(len(some))]
         else:
             return known, None
         other = moved(known.chart, order)
-        if split_of(without(other, moved_test(trigger, order)), known.domain) != "train":
+        plain = other if known.trigger is None else without(other, moved_test(known.trigger, order))
+        if split_of(plain, known.domain) != "train" or any(split_of(plain, domain) == "test" for domain in self.domains - {known.domain}):
             return known, None
         return facts(canonical(other, known.domain), known.domain), order
 

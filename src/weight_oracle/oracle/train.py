@@ -76,7 +76,7 @@ class TrainConfig:
     weight_decay: float = 0.05
     blind: float = 0.1  # share of examples without weight tokens
     rename: bool = True
-    reorder: float = 0.0  # share of examples of hidden patterns in which a target's places are in another order, see `zoo.reorder`
+    reorder: float = 0.0  # share of examples in which a target's places are in another order, see `truth.places`
     noise: float = 0.08  # on the weights, in training: see `WeightEncoder.noisy`
     start: str | None = None  # a trained oracle to go on from, instead of a new one
     targets: int | None = None  # use only so many of the zoo's training targets

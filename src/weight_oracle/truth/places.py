@@ -45,10 +45,12 @@ def moved_test(test: Test, order: Int[np.ndarray, " n"]) -> Test:
     return Test("at", test.symbols, place + 1)
 
 
-def another_order(pattern: Test, n: int, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
-    """A random order of `n` places that leaves a pattern's places to the pattern, so that its `.` stay where they are."""
-    own = np.array([place for place, symbol in enumerate(pattern.symbols) if symbol != ANY])
-    others = np.setdiff1d(np.arange(n), own)
+def another_order(chart: FlowChart, n: int, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
+    """A random order of `n` places that leaves the chart's language what it is: a pattern keeps its places, and its `.`; without any
+    pattern the first and the last place stay at the ends, so that `first` and `last` do not become `at`."""
+    patterns = [test for test in tests(chart) if test.kind == "pattern"]
+    named = {place for test in patterns for place, symbol in enumerate(test.symbols) if symbol != ANY}
     order = np.zeros(n, np.int64)
-    order[own], order[others] = rng.permutation(own), rng.permutation(others)
+    for places in (kept := sorted(named or {0, n - 1})), np.setdiff1d(np.arange(n), kept):
+        order[places] = rng.permutation(places)
     return order

@@ -189,6 +189,12 @@ _TRIGGERS = replace(
 )
 # Small chances of another answer. With dropout or much weight decay no answer would be certain.
 _CHANCES = replace(_TINY, name="charts-chances", dropouts=(0.0,), weight_decays=(0.0, 0.01), lengthen=(1,), chances=CHANCES)
+
+
+def _two_or_three(recipe: Recipe) -> Recipe:
+    return replace(recipe, charts=replace(recipe.charts, ifs=(2, 3)), splits=("validation",))
+
+
 RECIPES: dict[str, Recipe] = {
     r.name: r
     for r in (
@@ -209,6 +215,16 @@ RECIPES: dict[str, Recipe] = {
         replace(_LLAMA_TINY, name="charts-tiny-llama-test", seed=31, splits=("test",)),
         replace(_LLAMA_SMALL, name="charts-small-llama-train", seed=40, splits=("train", "validation"), clear_of=_TINY.domain.lengths),
         replace(_LLAMA_SMALL, name="charts-small-llama-test", seed=41, splits=("test",), shard_size=96),
+        # more of the validation split than the training zoos have of it, to fit probabilities to; it has no chart with one test
+        *(
+            replace(_two_or_three(r), name=name, seed=seed, clear_of=other.domain.lengths, shard_size=size)
+            for r, name, seed, other, size in (
+                (_TINY, "charts-tiny-validation", 12, _SMALL, 256),
+                (_SMALL, "charts-small-validation", 24, _TINY, 32),
+                (_LLAMA_TINY, "charts-tiny-llama-validation", 32, _SMALL, 64),
+                (_LLAMA_SMALL, "charts-small-llama-validation", 42, _TINY, 64),
+            )
+        ),
         _CHARTS,
         replace(_CHARTS, name="charts-train", seed=80, splits=("train", "validation")),
         replace(_CHARTS, name="charts-test", seed=81, splits=("test",)),

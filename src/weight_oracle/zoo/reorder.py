@@ -35,7 +35,7 @@ def followed_orders(zoo: Zoo, wanted: Int[np.ndarray, " N"], tries: int, seed: i
         shape = zoo.shape(zoo.truths[here[0]]["shard"])
         for _ in range(tries):
             asked = [(zoo.charts[i], test) for i in here if (test := triggers[int(i)]) is not None]
-            orders = [another_order(test, n, rng) for _, test in asked]
+            orders = [another_order(chart, n, rng) for chart, _ in asked]
             charts = [moved(chart, order) for (chart, _), order in zip(asked, orders, strict=True)]
             tests = [moved_test(test, order) for (_, test), order in zip(asked, orders, strict=True)]
             inputs = np.stack([_inputs(zoo, *pair, rng) for pair in zip(charts, tests, strict=True)])
