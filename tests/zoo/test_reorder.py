@@ -116,3 +116,17 @@ def test_examples_in_another_order_are_about_the_network_in_that_order(zoo, lear
         assert (said.numpy() == run_one(chart, every.numpy().astype(np.int8))).mean() > 0.97
         checked[atoms["has_head"].shape[1]] += 1
     assert min(checked.values()) > 5
+
+
+def test_a_batch_may_hold_targets_with_and_without_another_order(zoo, learned):
+    codec = Codec(vocabulary())
+    people = load_population(zoo, AtomsEncoder, SETTINGS, learned)
+    data = QuestionData(people, codec, 40, seed=0, others=0, reorder=0.5, rename=False)
+    examples = [data[i] for i in range(40)]
+    assert 0 < sum(example.order is None for example in examples) < 40
+    together = Collator(people, torch.zeros(0, dtype=torch.long), 0)(examples)["atoms"]["rows"]
+    for example, rows in zip(examples, together, strict=True):
+        own = people.take([example.target])["rows"][0]
+        order = np.arange(4) if example.order is None else example.order
+        expected = torch.cat([own[:7], own[7 + torch.from_numpy(order)], own[11:]])
+        assert torch.equal(rows, expected)

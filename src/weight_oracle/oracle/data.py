@@ -296,5 +296,6 @@ class Collator:
 
 def _orders(found: Sequence[np.ndarray | None]) -> Int[Tensor, "B n"] | None:
     """The orders of places of a batch; None where all are their own."""
-    n = next((len(order) for order in found if order is not None), 0)
-    return torch.from_numpy(np.stack([np.arange(n) if order is None else order for order in found])) if n else None
+    known = [np.zeros(0, np.int64) if order is None else order for order in found]
+    n = max(map(len, known))
+    return torch.from_numpy(np.stack([np.append(order, np.arange(len(order), n)) for order in known])) if n else None
