@@ -155,7 +155,7 @@ def _other(leaf: Say) -> int:
     return leaf.other
 
 
-WORKED_OUT = ("answer", "possible", "example", "trigger_input", "chance_where")
+WORKED_OUT = ("answer", "possible", "example", "trigger_input", "chance", "chance_where")
 """Kinds whose answers are worked out from the chart that was read, not said directly."""
 
 
@@ -168,8 +168,8 @@ def work_out(kind: str, argument: Sequence[int], chart: FlowChart, domain: Domai
         return where_text(chart)
     if kind == "answer":
         return DEFAULT_NAMES.answers[known.answer(argument)]
-    if kind == "possible":
-        return "yes" if argument[0] in known.possible else "no"
+    if kind in ("possible", "chance"):
+        return "yes" if argument[0] in (known.possible if kind == "possible" else mentioned_answers(chart)) else "no"
     found = known.first_input(argument[0], range(domain.symbols))
     return "none" if found is None else _symbol_names(found)
 
