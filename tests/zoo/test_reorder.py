@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from weight_oracle.oracle.data import Collator, QuestionData, load_population, pick, with_orders
 from weight_oracle.oracle.tokenizer import Codec, vocabulary
+from weight_oracle.oracle.train import TrainConfig, train
 from weight_oracle.targets.checkpoint import make_target
 from weight_oracle.truth.canonical import split_of
 from weight_oracle.truth.domain import DEFAULT_NAMES, Domain
@@ -29,7 +31,7 @@ DOMAIN = Domain(4, 3, (4, 4))
 SMALL = replace(
     BASE,
     domain=DOMAIN,
-    charts=replace(BASE.charts, ifs=(1,), at=(2, 3)),
+    charts=replace(BASE.charts, ifs=(1, 2), at=(2, 3)),
     widths=(12,),
     depths=(1, 2),
     heads=(4,),
@@ -80,7 +82,7 @@ def test_orders_that_are_followed(zoo, learned):
     number = np.array([len(orders) for orders in found])
     assert (number[~hidden] == 0).all()
     one, two = number[hidden & (depth == 1)], number[hidden & (depth == 2)]
-    assert len(one) > 4 and len(two) > 4
+    assert len(one) >= 4 and len(two) >= 4
     assert one.mean() > 4 and two.mean() < one.mean()
     moves = [(i, order) for i, orders in zip(learned, found, strict=True) for order in orders if (order != np.arange(4)).any()]
     assert moves and min(agreement(zoo, i, order) for i, order in moves) > 0.97
@@ -93,9 +95,14 @@ def test_with_one_block_every_order_is_followed_as_well_as_its_own(zoo, learned)
         assert agreement(zoo, i, rng.permutation(4)) == agreement(zoo, i, np.arange(4))
 
 
-def test_examples_in_another_order_are_about_the_network_in_that_order(zoo, learned):
-    codec = Codec(vocabulary())
-    people = with_orders(load_population(zoo, AtomsEncoder, SETTINGS, learned), zoo, 6, seed=1)
+def test_examples_in_another_order_are_about_the_network_in_that_order(zoo, learned, tmp_path):
+    codec, told = Codec(vocabulary()), []
+    tried = (load_population(zoo, AtomsEncoder, SETTINGS, learned), zoo, 6, 1, tmp_path / "run" / "orders.npz")
+    people = with_orders(*tried, lambda done, total: told.append((done, total)))
+    assert told and told[-1][0] == told[-1][1] > 0
+    again = with_orders(*tried, lambda done, total: pytest.fail("tried again"))
+    assert people.orders is not None and again.orders is not None
+    assert [x.tolist() for x in people.orders] == [x.tolist() for x in again.orders]
     data = QuestionData(people, codec, 200, seed=0, others=0, reorder=1.0)
     plain = QuestionData(people, codec, 200, seed=0, others=0)
     collate = Collator(people, torch.zeros(0, dtype=torch.long), 0)
@@ -130,3 +137,20 @@ def test_a_batch_may_hold_targets_with_and_without_another_order(zoo, learned):
         order = np.arange(4) if example.order is None else example.order
         expected = torch.cat([own[:7], own[7 + torch.from_numpy(order)], own[11:]])
         assert torch.equal(rows, expected)
+
+
+def test_a_training_with_reordered_places_goes_on_after_a_kill_as_if_there_had_been_none(zoo, tmp_path):
+    made = {"size": "tiny", "steps": 4, "batch": 8, "reorder": 0.7, "save_every": 2, "warmup": 1, "refinements": 1}
+    whole = train(TrainConfig(str(zoo.path), str(tmp_path / "whole"), **made))
+    broken = TrainConfig(str(zoo.path), str(tmp_path / "broken"), **made)
+
+    def kill(step, total, logs):
+        if step == 2 and "eval_loss" in logs:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(broken, kill)
+    assert (tmp_path / "broken" / "run" / "orders-0.npz").exists()
+    went_on = train(replace(broken, resume=True))
+    first, second = (load_file(folder / "model.safetensors") for folder in (whole, went_on))
+    assert first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)

@@ -103,8 +103,8 @@ def train(config: "cli.Train") -> Output:
 
     given: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(TrainConfig) if hasattr(config, f.name)}
     given["seed"] = config.seed or 0
-    with progress_bar("training", "step") as update:
-        out = train_oracle(TrainConfig(**given), update)
+    with stages() as stage, progress_bar("training", "step") as update:
+        out = train_oracle(TrainConfig(**given), update, stage=stage)
     oracle = load_oracle(str(out))
     with stages() as progress:
         zoos = [open_zoo(path) for path in (config.zoo, *config.also)]

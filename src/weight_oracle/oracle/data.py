@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,12 +82,21 @@ def load_population(zoo: Zoo, encoder: type[WeightEncoder], config: EncoderConfi
     return Population(encoder, groups, np.concatenate(group), np.concatenate(row), known, place)
 
 
-def with_orders(population: Population, zoo: Zoo, tries: int, seed: int) -> Population:
-    """The same with the orders of places that its targets follow, out of `tries` each; those that follow every order are not asked."""
+def with_orders(
+    population: Population, zoo: Zoo, tries: int, seed: int, kept: Path, progress: Callable[[int, int], None] | None = None
+) -> Population:
+    """The same with the orders of places that its targets follow, out of `tries` each; those that follow every order are not asked.
+    What was found is kept in a file, and taken from there if it exists: trying takes minutes."""
     ask = np.array([not population.encoder.reorders(population.groups[group]) for group in population.group], bool)
-    found = iter(followed_orders(zoo, population.places[ask], tries, seed))
-    none = np.zeros((0, zoo.recipe.domain.lengths[1]), np.int64)
-    return replace(population, orders=tuple(next(found) if asked else none for asked in ask))
+    if not kept.exists():
+        found = followed_orders(zoo, population.places[ask], tries, seed, progress)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_suffix(".partial.npz")
+        np.savez(partial, orders=np.concatenate([np.zeros((0, zoo.recipe.domain.lengths[1]), np.int64), *found]), of=list(map(len, found)))
+        partial.replace(kept)
+    stored = np.load(kept)
+    some = iter(np.split(stored["orders"], np.cumsum(stored["of"])[:-1]) if len(stored["of"]) else [])
+    return replace(population, orders=tuple(next(some) if asked else stored["orders"][:0] for asked in ask))
 
 
 def together(populations: Sequence[Population]) -> Population:

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -250,16 +251,15 @@ def go_on_from(trained: Oracle, where: str, model: WeightOracle, codec: Codec) -
     return {name: trained.card[name] for name in ("training", "zoos", "after") if name in trained.card}
 
 
-def _data(zoos: Sequence[Zoo], split: str, model: WeightOracle, most: int | None, tries: int = 0, seed: int = 0) -> Population:
-    """The targets of a split that learned their chart, at most so many of each zoo, perhaps with `tries` orders of their places tried."""
+def _data(zoos: Sequence[Zoo], split: str, model: WeightOracle, most: int | None) -> list[tuple[Zoo, Population]]:
+    """The targets of a split that learned their chart, at most so many of each zoo."""
     settings = model.config.encoder_config
     wanted = [(zoo, pick_apart(zoo, split, zoos)[:most]) for zoo in zoos]
-    load = lambda zoo, places: load_population(zoo, ENCODERS[settings.encoding], settings, places)  # noqa: E731
-    found = [with_orders(load(*pair), pair[0], tries, seed) if tries else load(*pair) for pair in wanted if len(pair[1])]
+    found = [(zoo, load_population(zoo, ENCODERS[settings.encoding], settings, places)) for zoo, places in wanted if len(places)]
     if not found:
         where = ", ".join(str(zoo.path) for zoo in zoos)
         raise UserError(f"no target of the {split} split has learned its chart", where=where, hint="build more targets")
-    return together(found)
+    return found
 
 
 @torch.no_grad()
@@ -272,8 +272,14 @@ def _check_room(model: WeightOracle, population: Population, names: Tensor, wher
         )
 
 
-def train(config: TrainConfig, progress: Callable[[int, int, dict], None] | None = None, device: str | None = None) -> Path:
+def train(
+    config: TrainConfig,
+    progress: Callable[[int, int, dict], None] | None = None,
+    device: str | None = None,
+    stage: Callable[[str, int, int], None] | None = None,
+) -> Path:
     """Train, save and return the folder. With `resume`, goes on from the last checkpoint in it; the result is the same as without the kill.
+    `stage` is told how far what comes before the training is, where that takes long.
 
     Raises `UserError` for a zoo without learned targets, or a folder that already holds an oracle or a run.
     """
@@ -287,8 +293,13 @@ def train(config: TrainConfig, progress: Callable[[int, int, dict], None] | None
     start = Oracle.from_pretrained(config.start) if config.start else None
     model = new_oracle(config, zoos, codec, start)
     before = go_on_from(start, str(config.start), model, codec) if start else None
-    population = _data(zoos, "train", model, config.targets, ORDERS if config.reorder else 0, config.seed)
-    held = _data(zoos, "validation", model, 512)
+    found = _data(zoos, "train", model, config.targets)
+    held = together([population for _, population in _data(zoos, "validation", model, 512)])
+    if config.reorder:
+        trying = partial(stage, "trying orders of places") if stage else None
+        kept = [out / "run" / f"orders-{number}.npz" for number in range(len(found))]
+        found = [(zoo, with_orders(some, zoo, ORDERS, config.seed, *rest, trying)) for (zoo, some), *rest in zip(found, kept, strict=True)]
+    population = together([some for _, some in found])
     names = model.name_tokens(codec)
     if config.backbone:
         _check_room(model, population, names, config.backbone)

@@ -4,6 +4,8 @@ With one block every order of the places will do (see `truth.places`). With more
 tried: it counts if the network, run on inputs of all kinds, follows the moved chart as targets that learned theirs do.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from jaxtyping import Int
@@ -21,7 +23,9 @@ _POSITIONS = "transformer.wpe.weight"
 _INPUTS = 96  # of each kind: chart-biased, such that fire the trigger, near misses
 
 
-def followed_orders(zoo: Zoo, wanted: Int[np.ndarray, " N"], tries: int, seed: int = 0) -> list[Int[np.ndarray, "k n"]]:
+def followed_orders(
+    zoo: Zoo, wanted: Int[np.ndarray, " N"], tries: int, seed: int = 0, progress: Callable[[int, int], None] | None = None
+) -> list[Int[np.ndarray, "k n"]]:
     """For each target at positions `wanted` of a zoo, those of `tries` random orders of its places under which it follows the moved chart
     on 99 % of the inputs of each kind. None for targets without a hidden `pattern`, with inputs of several lengths, or of another family
     than GPT-2's."""
@@ -29,7 +33,11 @@ def followed_orders(zoo: Zoo, wanted: Int[np.ndarray, " N"], tries: int, seed: i
     found: dict[int, list[np.ndarray]] = {int(i): [] for i in wanted}
     triggers = {i: trigger_of(zoo.charts[i], domain) for i in found}
     useful = [i for i, t in triggers.items() if t is not None and t.kind == "pattern" and movable(zoo.charts[i], domain)]
+    done = 0
     for here, stack in zoo.stacks(np.array(useful, np.int64)):
+        done += len(here)
+        if progress:
+            progress(done, len(useful))
         if stack.family != "gpt2":
             continue
         shape = zoo.shape(zoo.truths[here[0]]["shard"])
