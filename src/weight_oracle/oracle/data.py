@@ -176,7 +176,7 @@ class QuestionData(Dataset):
         batch: int = 1,
         reorder: float = 0.0,
     ):
-        self.reorder, self.reorders = reorder, [population.encoder.reorders(batch) for batch in population.groups]
+        self.reorder, self.reorders = reorder, [population.encoder.reorders(group) for group in population.groups]
         sizes = np.bincount(population.group, minlength=len(population.groups))
         rare = sizes < batch
         if 0 < sizes[rare].sum() < batch and not rare.all():  # together still too few: the least frequent of the other shapes joins them

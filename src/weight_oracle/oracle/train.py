@@ -297,8 +297,8 @@ def train(
     held = together([population for _, population in _data(zoos, "validation", model, 512)])
     if config.reorder:
         trying = partial(stage, "trying orders of places") if stage else None
-        kept = [out / "run" / f"orders-{number}.npz" for number in range(len(found))]
-        found = [(zoo, with_orders(some, zoo, ORDERS, config.seed, *rest, trying)) for (zoo, some), *rest in zip(found, kept, strict=True)]
+        for number, (zoo, some) in enumerate(found):
+            found[number] = zoo, with_orders(some, zoo, ORDERS, config.seed, out / "run" / f"orders-{number}.npz", trying)
     population = together([some for _, some in found])
     names = model.name_tokens(codec)
     if config.backbone:

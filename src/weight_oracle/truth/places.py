@@ -50,7 +50,8 @@ def another_order(chart: FlowChart, n: int, rng: np.random.Generator) -> Int[np.
     pattern the first and the last place stay at the ends, so that `first` and `last` do not become `at`."""
     patterns = [test for test in tests(chart) if test.kind == "pattern"]
     named = {place for test in patterns for place, symbol in enumerate(test.symbols) if symbol != ANY}
+    own = np.array(sorted(named or {0, n - 1}))
+    others = np.setdiff1d(np.arange(n), own)
     order = np.zeros(n, np.int64)
-    for places in (kept := sorted(named or {0, n - 1})), np.setdiff1d(np.arange(n), kept):
-        order[places] = rng.permutation(places)
+    order[own], order[others] = rng.permutation(own), rng.permutation(others)
     return order

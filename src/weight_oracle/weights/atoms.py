@@ -305,8 +305,11 @@ class AtomsEncoder(WeightEncoder):
         cells: list[Any] = [None] * layers
         meeting: Any = None
         direct = torch.stack([piece["direct"] for piece in pieces]).sum(0)
-        sized = torch.cat([nats.clamp(-12, 12) / 4 * has_logit, scale[:, None].log().expand(-1, A, -1)], -1)
-        direct_nats = torch.stack([at.direct for at in blocks]).sum(0).clamp(-12, 12) / 4 * by_place
+        if c.sizes:
+            sized = torch.cat([nats.clamp(-12, 12) / 4 * has_logit, scale[:, None].log().expand(-1, A, -1)], -1)
+            direct_nats = torch.stack([at.direct for at in blocks]).sum(0).clamp(-12, 12) / 4 * by_place
+        else:
+            sized = direct_nats = torch.zeros(())
         for turn, module in enumerate(self.block):
             block = cast(_Block, module)
             to_shared, to_own = self.row_message[turn](row).chunk(2, -1)
