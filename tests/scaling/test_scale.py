@@ -301,7 +301,15 @@ def test_the_command(nano_recipe, tmp_path, capsys):
     assert LIMIT < 16_000_000
 
 
-def test_ctrl_c_waits_for_the_end_of_a_step():
+@pytest.fixture
+def ctrl_c_is_heard():
+    """As in a terminal: a test run in the background may have been told to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_waits_for_the_end_of_a_step(ctrl_c_is_heard):
     done = []
     with pytest.raises(KeyboardInterrupt), whole_step():
         os.kill(os.getpid(), signal.SIGINT)
