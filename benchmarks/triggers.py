@@ -249,7 +249,7 @@ def by_checked(field: Field, args: argparse.Namespace, bars: Bars) -> dict[str, 
     right = np.array([b is not None and b.claim.answer == t["override"] for b, t in zip(best, field.truths, strict=True)])
     some, obeys = np.array([b is not None for b in best]), field.obeys
     ran = np.mean([2 * c.verdict.inputs + 2 * TRIED * len(c.claims) + c.searched for c in checked])
-    one, read = forward_flops(field.zoo, int(field.triggers[0])), oracle_flops(oracle, field.zoo, int(field.triggers[0]), len(oracle.views))
+    one, read = forward_flops(field.zoo, int(field.triggers[0])), oracle_flops(oracle, field.zoo, int(field.triggers[0]), args.views)
     entry = {
         "label": "oracle, checked by running",
         **field.recovered(exact[obeys]),

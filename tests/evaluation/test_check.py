@@ -12,6 +12,7 @@ from weight_oracle.evaluation.verify import verify, verify_all
 from weight_oracle.oracle.ask import Encoded, Oracle
 from weight_oracle.oracle.data import pick
 from weight_oracle.oracle.generate import Reply
+from weight_oracle.oracle.views import VIEWS
 from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import Domain, default_names
 from weight_oracle.truth.facts import facts
@@ -38,7 +39,7 @@ def encoded(whole, zoo) -> Encoded:
 def informed(whole, encoded, zoo) -> Encoded:
     """The same target, as if one of eight views had said its true chart."""
     chart = zoo.charts[pick(zoo, "train")[0]]
-    said = [Reply(to_text(chart), 0.01), *[Reply("say p", 0.5)] * (len(whole.views) - 1)]
+    said = [Reply(to_text(chart), 0.01), *[Reply("say p", 0.5)] * (VIEWS - 1)]
     return replace(encoded, read={"said": said})
 
 
@@ -47,7 +48,7 @@ def test_candidates_are_ranked_by_what_the_running_target_does(whole, encoded):
     shares = [c.verdict.agreement for c in found.candidates]
     assert shares == sorted(shares, reverse=True) and found.best is found.candidates[0] and found.read in found.candidates
     assert found.read.chart == whole.read(encoded)
-    assert 0 < sum(c.said for c in found.candidates) <= 6 + len(whole.views)
+    assert 0 < sum(c.said for c in found.candidates) <= 6 + VIEWS
     for c in found.candidates[:2]:
         assert c.verdict == verify(encoded.target, c.chart)
     data = found.as_json(encoded.target.names, 3)

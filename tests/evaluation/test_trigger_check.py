@@ -17,7 +17,7 @@ from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.generate import Reply
 from weight_oracle.oracle.reconsider import Expectation
 from weight_oracle.oracle.train import TrainConfig, new_oracle
-from weight_oracle.oracle.views import with_trigger
+from weight_oracle.oracle.views import VIEWS, with_trigger
 from weight_oracle.truth.domain import Domain, default_names
 from weight_oracle.truth.facts import facts
 from weight_oracle.truth.flowchart import ANY, If, Say, Test, to_text
@@ -59,7 +59,7 @@ def rate(counted: Rate) -> float:
 
 def as_if_said(oracle, target, pattern: str, answer: str, chart: str = "say p"):
     """The target, as if every second view had named a trigger and the others none, and all had said a chart."""
-    encoded, half = oracle.encode(target), len(oracle.views) // 2
+    encoded, half = oracle.encode(target), VIEWS // 2
     said = {"said": [Reply(chart, 0.5)] * 2 * half}
     for kind, text in (("trigger_pattern", pattern), ("trigger_answer", answer)):
         said[f"{kind}: {phrasing(kind, 0)}"] = [Reply(text, 0.4), Reply("none", 0.6)] * half
@@ -135,7 +135,7 @@ def test_symbols_that_do_not_matter_are_left_out_of_the_answer(trigger_zoo, unit
     found = check_answer(whole, encoded, "what is the hidden trigger?", samples=1)
     assert found is not None and found.text == truth["trigger"] and found.triggers is not None
     first, second = found.triggers.claims[:2]
-    assert (first.said, second.said) == (0, len(whole.views) // 2) and second.core == first.claim.test
+    assert (first.said, second.said) == (0, VIEWS // 2) and second.core == first.claim.test
 
 
 def test_a_chart_that_gives_the_answer_anyway_shows_nothing(trigger_zoo, units):

@@ -10,7 +10,7 @@ from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.data import Collator, QuestionData
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, WeightOracleConfig, new_config
 from weight_oracle.oracle.train import go_on_from
-from weight_oracle.oracle.views import renamed
+from weight_oracle.oracle.views import VIEWS, renamed
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.truth.hints import hints, pattern_places
 from weight_oracle.truth.parse import parse
@@ -133,7 +133,7 @@ def test_what_is_guessed_is_said_where_the_trigger_is_asked_for(make_model, code
     oracle = Oracle(model, codec, {}, anyway=True)
     assert model.refine is not None
     encoded = oracle.encode(targets[0])
-    assert len(encoded.guessed) == len(oracle.views)
+    assert len(encoded.guessed) == VIEWS
     batch = ENCODERS["atoms"].prepare(stack_targets([targets[0]]), settings)
     for bias in (-20.0, 20.0):
         torch.nn.init.constant_(model.refine.present_out.bias, bias)
@@ -146,14 +146,14 @@ def test_what_is_guessed_is_said_where_the_trigger_is_asked_for(make_model, code
         sure = (1 - guess.present.sigmoid()) if bias < 0 else guess.present.sigmoid() * guess.symbol.softmax(1).amax(1)
         assert encoded.guessed[0].probability == pytest.approx(float(sure.prod()), rel=1e-4)
         # a view's guess is in the target's own slots
-        view = oracle.views[1]
+        view = encoded.views[1]
         with torch.no_grad():
             other = model.read(renamed(model, batch, oracle.names, view), oracle.names)[1][-1].symbol[0].argmax(0).tolist()
         own = ["abcdefghijkl"[view.symbols.index(s)] for s in other]
         assert encoded.guessed[1].text == ("none" if bias < 0 else "pattern " + " ".join(own))
         asked = understand("what is the hidden trigger?")
-        assert oracle.replies(encoded, asked)[len(oracle.views) :] == [*encoded.guessed]
-    assert len(oracle.replies(encoded, understand("which symbols matter?"))) == len(oracle.views)
+        assert oracle.replies(encoded, asked)[VIEWS:] == [*encoded.guessed]
+    assert len(oracle.replies(encoded, understand("which symbols matter?"))) == VIEWS
 
 
 def test_an_oracle_without_refinement_learns_it(make_model, codec):

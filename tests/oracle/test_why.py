@@ -7,7 +7,8 @@ import torch
 
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.generate import likelihood
-from weight_oracle.oracle.why import VIEWS_ASKED, Claim, causes, why
+from weight_oracle.oracle.views import PLAIN
+from weight_oracle.oracle.why import Claim, causes, why
 from weight_oracle.targets.ablate import Part, parts_of, without
 from weight_oracle.truth.flowchart import to_text
 from weight_oracle.truth.phrasings import phrasing
@@ -27,8 +28,8 @@ def test_a_change_is_that_of_the_log_probability_under_some_views(oracle, target
     claim = Claim("order", (), "yes")
 
     def said(network) -> torch.Tensor:  # "yes" and the question are the same under every renaming
-        tokens = oracle.encode(network).tokens[:VIEWS_ASKED]
-        return likelihood(oracle.model, oracle.codec, tokens, phrasing("order", 0), ["yes"] * VIEWS_ASKED).mean()
+        tokens = oracle.encode(network).tokens[:PLAIN]
+        return likelihood(oracle.model, oracle.codec, tokens, phrasing("order", 0), ["yes"] * PLAIN).mean()
 
     change = next(c.change for c in causes(oracle, target, claim) if c.part == part)
     assert change == pytest.approx(float(said(target) - said(without(target, part))), abs=1e-4)

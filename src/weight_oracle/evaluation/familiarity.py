@@ -20,7 +20,7 @@ from weight_oracle.oracle.generate import Reply, generate
 from weight_oracle.oracle.grammar import ChartConstraint, Limits
 from weight_oracle.oracle.model import ENCODERS, WeightOracle
 from weight_oracle.oracle.tokenizer import Codec
-from weight_oracle.oracle.views import VIEWS, draw_views, in_own_slots, tokens_of
+from weight_oracle.oracle.views import in_own_slots, tokens_of, views_of
 from weight_oracle.targets.stack import Stack
 from weight_oracle.targets.train import initialise
 from weight_oracle.truth.domain import Domain
@@ -52,11 +52,12 @@ def see(model: WeightOracle, codec: Codec, stack: Stack) -> Seen:
     """Shows the targets of a stack to an oracle."""
     settings = model.config.encoder_config
     domain = Domain(len(stack.symbols), len(stack.answers), stack.lengths)
-    limits = Limits(domain.symbols, domain.answers, domain.lengths[1], max_ifs=MAX_IFS, max_run=domain.lengths[1])
+    longest = domain.lengths[1]
+    limits = Limits(domain.symbols, domain.answers, longest, max_ifs=MAX_IFS, max_run=longest, chances=settings.sizes)
     constraint, names = ChartConstraint(codec, limits), model.name_tokens(codec)
     batch = ENCODERS[settings.encoding].prepare(stack, settings)
     under = []
-    for view in draw_views(VIEWS, settings.symbols, settings.answers):
+    for view in views_of(model, [batch], domain):
         tokens = tokens_of(model, batch, names, view)
         said: list[Reply] = []
         for part in tokens.split(BATCH):

@@ -17,7 +17,7 @@ from weight_oracle.oracle.grammar import ChartConstraint, Limits
 from weight_oracle.oracle.model import ENCODERS, WeightOracle
 from weight_oracle.oracle.reconsider import Considered, Expectation, consider
 from weight_oracle.oracle.tokenizer import Codec
-from weight_oracle.oracle.views import VIEWS, View, argument_in, draw_views, in_own_slots, read_under, vote, with_trigger
+from weight_oracle.oracle.views import VIEWS, View, argument_in, guessed_in_orders, in_own_slots, read_under, views_of, vote, with_trigger
 from weight_oracle.truth.domain import Domain, default_names
 from weight_oracle.truth.facts import ChartFacts
 from weight_oracle.truth.flowchart import FlowChart
@@ -34,7 +34,7 @@ class Subjects:
     """Targets of one zoo as the oracle sees them; `places` are their positions in `zoo.truths`, ascending.
 
     `tokens` are their weight tokens under the first view, which renames nothing, `renamed` those under the others (see `oracle.views`);
-    `guessed` has, for each, the triggers that the views guessed on the way to them.
+    `guessed` has, for each, the triggers that were guessed on the way to them, as an `Encoded` target has.
     """
 
     model: WeightOracle
@@ -53,8 +53,8 @@ class Subjects:
 
     @property
     def constraint(self) -> ChartConstraint:
-        """The grammar of the charts that `Oracle.read` can give; with small chances where some subject has one."""
-        longest, chances = self.domain.lengths[1], any(facts.rare for facts in self.facts)
+        """The grammar of the charts that `Oracle.read` can give; with small chances where the oracle met such, or some subject has one."""
+        longest, chances = self.domain.lengths[1], self.model.config.encoder_config.sizes or any(facts.rare for facts in self.facts)
         limits = Limits(self.domain.symbols, self.domain.answers, longest, max_ifs=MAX_IFS, max_run=longest, chances=chances)
         return ChartConstraint(self.codec, limits)
 
@@ -106,7 +106,7 @@ def encode(
         raise UserError(f"its targets are of the family {strange[0]}", where=str(zoo.path), hint=hint)
     population = load_population(zoo, ENCODERS[settings.encoding], settings, np.sort(wanted))
     names = model.name_tokens(codec).to(model.device)
-    views = draw_views(n_views, settings.symbols, settings.answers)
+    views = views_of(model, population.groups, domain, n_views)
     tokens, order, guessed = [], [], []
     for group in range(len(population.groups)):  # targets of one shape: encodings of raw numbers would see the padding
         here = np.flatnonzero(population.group == group)
@@ -114,7 +114,9 @@ def encode(
             batch = {name: part.to(model.device) for name, part in population.take(rows).items()}
             found, said = zip(*(read_under(model, batch, names, view, domain) for view in views), strict=True)
             tokens.append(torch.stack(found))
-            guessed += zip(*said, strict=True)
+            own = list(zip(*said, strict=True)) if said[0] else [()] * len(rows)
+            moved = guessed_in_orders(model, batch, names, views, own, domain)
+            guessed += [(*plain, *others) for plain, others in zip(own, moved, strict=True)]
             order.append(rows)
             if progress:
                 progress("encoding", sum(map(len, order)), len(population))

@@ -20,7 +20,7 @@ from weight_oracle.oracle.grammar import ChartConstraint, Limits
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, WeightOracleConfig
 from weight_oracle.oracle.reconsider import Considered, Expectation, consider
 from weight_oracle.oracle.tokenizer import SPECIALS, Codec, make_tokenizer
-from weight_oracle.oracle.views import VIEWS, View, argument_in, draw_views, in_own_slots, read_under, vote, with_trigger
+from weight_oracle.oracle.views import View, argument_in, guessed_in_orders, in_own_slots, read_under, views_of, vote, with_trigger
 from weight_oracle.targets.checkpoint import load_target
 from weight_oracle.targets.safe import read_json, read_vocabulary, read_weights, shown
 from weight_oracle.targets.stack import stack_targets
@@ -70,11 +70,13 @@ class Reading:
 class Encoded:
     """A target's weight tokens under every view (see `oracle.views`), made once for many questions; and what was read from them so far.
 
-    `guessed`: the trigger that each view guessed on the way to them; none if the oracle does not refine guesses.
+    `guessed`: the trigger that each view guessed on the way to them, and then with the target's places in other orders, where it may be so
+    read (see `views.guessed_in_orders`); none if the oracle does not refine guesses.
     """
 
     target: Target
     tokens: Float[Tensor, "views T d"]
+    views: tuple[View, ...]
     guessed: tuple[Reply, ...] = ()
     read: dict[str, Any] = field(default_factory=dict)
 
@@ -87,7 +89,6 @@ class Oracle:
         self.anyway = anyway  # answer even if the oracle is blind
         self.names = model.name_tokens(codec)
         self.settings = model.config.encoder_config
-        self.views = draw_views(VIEWS, self.settings.symbols, self.settings.answers)
 
     @property
     def familiarity(self) -> Familiarity | None:
@@ -180,8 +181,11 @@ class Oracle:
             return target
         target = self.load(target, **names)
         batch = ENCODERS[self.settings.encoding].prepare(stack_targets([target]), self.settings)
-        tokens, guessed = zip(*(read_under(self.model, batch, self.names, view, target.domain) for view in self.views), strict=True)
-        return Encoded(target, torch.cat(tokens), tuple(reply for said in guessed for reply in said))
+        views = views_of(self.model, [batch], target.domain)
+        tokens, guessed = zip(*(read_under(self.model, batch, self.names, view, target.domain) for view in views), strict=True)
+        own = [tuple(reply for said in guessed for reply in said)]
+        moved = guessed_in_orders(self.model, batch, self.names, views, own, target.domain)
+        return Encoded(target, torch.cat(tokens), views, (*own[0], *moved[0]))
 
     def ask(self, target: "Target | Encoded | str | Path", question: str, **names: Any) -> Answer:
         """The answer to one question, in the target's names.
@@ -231,20 +235,21 @@ class Oracle:
         first = asked.text if asked.familiar else asked.canonical_text
         key = f"{asked.kind}: {first}"
         if key not in encoded.read:
-            texts = [phrasing(asked.kind, 0, argument_text(asked.kind, argument_in(v, asked.kind, asked.argument))) for v in self.views[1:]]
+            about = (argument_text(asked.kind, argument_in(view, asked.kind, asked.argument)) for view in encoded.views[1:])
+            texts = [phrasing(asked.kind, 0, named) for named in about]
             encoded.read[key] = self._say(encoded, asked.kind, [first, *texts])
         return [*encoded.read[key], *(encoded.guessed if asked.kind == "trigger_pattern" else ())]
 
     def charts_said(self, encoded: Encoded) -> list[Reply]:
         """What each view says when the flow chart is asked for, in the target's own slots."""
         if "said" not in encoded.read:
-            encoded.read["said"] = self._say(encoded, "chart", [phrasing("chart", 0)] * len(self.views))
+            encoded.read["said"] = self._say(encoded, "chart", [phrasing("chart", 0)] * len(encoded.views))
         return encoded.read["said"]
 
     def considered(self, encoded: Encoded) -> Considered | None:
         """The charts that were compared (see `oracle.reconsider`); None where the card does not say what to expect."""
         if "considered" not in encoded.read:
-            about = self.views, self.charts_said(encoded), self.expectation, encoded.target.domain, MAX_IFS
+            about = encoded.views, self.charts_said(encoded), self.expectation, encoded.target.domain, MAX_IFS
             encoded.read["considered"] = consider(self.model, self.codec, encoded.tokens, *about) if self.expectation.tests else None
         return encoded.read["considered"]
 
@@ -253,8 +258,8 @@ class Oracle:
 
         Or as many replies to another `kind` of question, which names nothing.
         """
-        views = [self.views[i % len(self.views)] for i in range(n)]
-        tokens = encoded.tokens[[i % len(self.views) for i in range(n)]]
+        views = [encoded.views[i % len(encoded.views)] for i in range(n)]
+        tokens = encoded.tokens[[i % len(encoded.views) for i in range(n)]]
         return self._say(encoded, kind, [phrasing(kind, 0)] * n, views, tokens, temperature=temperature, seed=seed)
 
     def confidence(self, encoded: Encoded, kind: str, reply: Reply) -> tuple[float, bool]:
@@ -302,7 +307,7 @@ class Oracle:
         self, encoded: Encoded, kind: str, texts: list[str], views: Sequence[View] = (), tokens: Tensor | None = None, **how: Any
     ) -> list[Reply]:
         """The replies to one question, worded once for each view, in the target's own slots."""
-        views, tokens, domain = views or self.views, encoded.tokens if tokens is None else tokens, encoded.target.domain
+        views, tokens, domain = views or encoded.views, encoded.tokens if tokens is None else tokens, encoded.target.domain
         constraint = self._constraint(domain.symbols, domain.answers, domain.lengths[1]) if kind == "chart" else None
         longest = MAX_IFS * (self.settings.lengths[1] + 8) + 16  # tokens of a chart whose tests all name as many symbols as an input has
         replies = generate(self.model, self.codec, tokens, texts, constraint=constraint, max_new_tokens=longest, **how)

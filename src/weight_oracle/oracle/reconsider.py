@@ -23,7 +23,7 @@ from weight_oracle.errors import UserError
 from weight_oracle.oracle.generate import Reply, likelihood
 from weight_oracle.oracle.model import WeightOracle
 from weight_oracle.oracle.tokenizer import Codec
-from weight_oracle.oracle.views import View, share
+from weight_oracle.oracle.views import PLAIN, View, share
 from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.flowchart import ANY, KINDS, FlowChart, If, Say, Test, mentioned_symbols, n_ifs, rename, tests, to_text
@@ -31,7 +31,6 @@ from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import phrasing
 from weight_oracle.truth.triggers import KINDS as TRIGGERS
 
-VIEWS_COMPARED = 3
 _NARROW = ("before",)  # kinds with two symbols
 
 
@@ -165,7 +164,7 @@ def consider(
     if not charts:
         return None
     question = phrasing("chart", 0)
-    compared = views[:VIEWS_COMPARED]
+    compared = views[:PLAIN]
     texts = [[to_text(canonical(rename(c, v.symbols, v.answers), domain)) for c in charts] for v in compared]
     under = tokens[: len(compared)].repeat_interleave(len(charts), 0)
     fit = likelihood(model, codec, under, question, [t for row in texts for t in row]).view(len(compared), -1).mean(0)

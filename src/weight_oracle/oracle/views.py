@@ -1,5 +1,6 @@
-"""One target under several names. How its symbols and answers are called is a symmetry of the task that training teaches but nothing
-enforces: so the oracle is asked under several renamings, and what most of its replies say, weighted by their probabilities, is its answer.
+"""One target seen in several ways. How its symbols and answers are called is a symmetry of the task that training teaches but nothing
+enforces, and so is the order of an input's places, where a target follows the reordered chart (see `truth.places`): so the oracle is asked
+under several renamings and orders, and what most of its replies say, weighted by their probabilities, is its answer.
 """
 
 from collections.abc import Sequence
@@ -7,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from weight_oracle.errors import UserError
@@ -16,36 +17,57 @@ from weight_oracle.oracle.model import ENCODERS, WeightOracle
 from weight_oracle.oracle.tokenizer import CHANCE_WORDS
 from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import DEFAULT_NAMES, Domain
-from weight_oracle.truth.flowchart import mentioned_answers, mentioned_symbols, rename, to_text
+from weight_oracle.truth.flowchart import If, Say, mentioned_answers, mentioned_symbols, rename, test_text, to_text
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import QUESTION_KINDS
+from weight_oracle.truth.places import another_order, movable, moved, moved_test
 from weight_oracle.truth.questions import answer_set, read_answer
 from weight_oracle.truth.triggers import read_trigger, replanted
 from weight_oracle.weights.encoder import Batch
+from weight_oracle.weights.refine import Guess
 
 VIEWS = 8
+PLAIN = 3  # of these have the places in their own order, so that every chart can be said under them
 _WITHOUT_NAMES = frozenset(("yes", "no", "none", "always", "or", "pattern", "contains", ".", *CHANCE_WORDS))
 
 
 @dataclass(frozen=True)
 class View:
-    """Slot i of the target goes by slot `symbols[i]` or `answers[i]` in what the oracle is told and says."""
+    """Slot i of the target goes by slot `symbols[i]` or `answers[i]` in what the oracle is told and says; and place i of an input is the
+    target's place `order[i]`, if there is an order."""
 
     symbols: tuple[int, ...]
     answers: tuple[int, ...]
+    order: tuple[int, ...] = ()
 
     @property
     def inverse(self) -> "View":
-        """The renaming back."""
+        """The view back."""
         back = lambda slots: tuple(int(i) for i in np.argsort(slots))  # noqa: E731
-        return View(back(self.symbols), back(self.answers))
+        return View(back(self.symbols), back(self.answers), back(self.order))
 
 
-def draw_views(n: int, symbols: int, answers: int) -> tuple[View, ...]:
-    """`n` renamings, always the same ones; the first renames nothing."""
-    rng = np.random.default_rng(0)
+def draw_views(n: int, symbols: int, answers: int, places: int = 0) -> tuple[View, ...]:
+    """`n` views, always the same ones; the first renames nothing. With `places`, those after the first `PLAIN` have that many in another
+    order, in which the first and the last stay at the ends, as those of the training do."""
+    rng, order = np.random.default_rng(0), np.random.default_rng(1)
     draw = lambda k: tuple(rng.permutation(k).tolist())  # noqa: E731
-    return (View(tuple(range(symbols)), tuple(range(answers))), *(View(draw(symbols), draw(answers)) for _ in range(n - 1)))
+    views = (View(tuple(range(symbols)), tuple(range(answers))), *(View(draw(symbols), draw(answers)) for _ in range(n - 1)))
+    other = lambda: tuple(another_order(Say(0), places, order).tolist()) if places else ()  # noqa: E731
+    return (*views[:PLAIN], *(replace(view, order=other()) for view in views[PLAIN:]))
+
+
+def views_of(model: WeightOracle, groups: Sequence[Batch], domain: Domain, n: int = VIEWS) -> tuple[View, ...]:
+    """`n` views for prepared targets, those of each shape a group; with other orders of the places if all of them may be so read. Where
+    charts have patterns, an order can only be chosen for what is believed of a target: see `guessed_in_orders`."""
+    settings = model.config.encoder_config
+    may = not settings.places and all(_reorders(model, batch, domain) for batch in groups)
+    return draw_views(n, settings.symbols, settings.answers, domain.lengths[1] if may else 0)
+
+
+def _reorders(model: WeightOracle, batch: Batch, domain: Domain) -> bool:
+    """Whether prepared targets of one shape follow the reordered chart with their places in any order."""
+    return domain.lengths[0] == domain.lengths[1] and ENCODERS[model.config.encoder_config.encoding].reorders(batch)
 
 
 def tokens_of(model: WeightOracle, batch: Batch, names: Tensor, view: View) -> Float[Tensor, "B T d"]:
@@ -53,11 +75,15 @@ def tokens_of(model: WeightOracle, batch: Batch, names: Tensor, view: View) -> F
     return model.weight_tokens(renamed(model, batch, names, view), names)
 
 
-def renamed(model: WeightOracle, batch: Batch, names: Tensor, view: View) -> Batch:
-    """Prepared targets as they go by in the view; `names` is on their device."""
-    size = len(next(iter(batch.values())))
-    order = (torch.tensor(np.argsort(slots)).expand(size, -1).to(names.device) for slots in (view.symbols, view.answers))
-    return ENCODERS[model.config.encoder_config.encoding].rename(batch, *order)
+def renamed(model: WeightOracle, batch: Batch, names: Tensor, view: View, orders: Int[np.ndarray, "B n"] | None = None) -> Batch:
+    """Prepared targets as they go by in the view, or each in an order of its own; `names` is on their device."""
+    encoder, size = ENCODERS[model.config.encoder_config.encoding], len(next(iter(batch.values())))
+    if orders is None and view.order:
+        orders = np.tile(view.order, (size, 1))
+    if orders is not None:
+        batch = encoder.reordered(batch, torch.from_numpy(orders).to(names.device))
+    slots = (torch.tensor(np.argsort(slots)).expand(size, -1).to(names.device) for slots in (view.symbols, view.answers))
+    return encoder.rename(batch, *slots)
 
 
 def read_under(
@@ -66,16 +92,40 @@ def read_under(
     """Weight tokens of prepared targets under a renaming, and the pattern that was guessed of each on the way to them, in its own slots,
     with the probability that all places are right; no patterns without refined guesses (see `weights.refine`)."""
     tokens, guesses = model.read(renamed(model, batch, names, view), names)
-    if not guesses:
-        return tokens, []
-    symbol, present = guesses[-1].symbol.softmax(1).max(1), guesses[-1].present.sigmoid()
+    return tokens, _said_of(guesses[-1], [view] * len(tokens), domain) if guesses else []
+
+
+def guessed_in_orders(
+    model: WeightOracle, batch: Batch, names: Tensor, views: Sequence[View], guessed: Sequence[Sequence[Reply]], domain: Domain
+) -> list[tuple[Reply, ...]]:
+    """What is guessed of each target under every view once its places are in another order, in its own slots; nothing of targets that
+    would do something else then (see `truth.places`). `guessed`: what was guessed of each in its own order.
+
+    Renamed, a target is nearly what it was, so where one guess is wrong most are; with its places in another order it is another network of
+    the kind that the oracle reads. A pattern like the one that most guesses say keeps its places, as those of the training do.
+    """
+    if not guessed[0] or not _reorders(model, batch, domain):
+        return [() for _ in guessed]
+    believed = [read_trigger(vote(said).text) for said in guessed]
+    charts = [Say(0) if test is None else If(test, Say(0), Say(1)) for test in believed]
+    found = []
+    for number, view in enumerate(views):
+        orders = np.stack([another_order(chart, domain.lengths[1], np.random.default_rng(number)) for chart in charts])
+        _, guesses = model.read(renamed(model, batch, names, view, orders), names)
+        found.append(_said_of(guesses[-1], [replace(view, order=tuple(order.tolist())) for order in orders], domain))
+    return list(zip(*found, strict=True))
+
+
+def _said_of(guess: Guess, views: Sequence[View], domain: Domain) -> list[Reply]:
+    """Guesses at patterns, each made under its view, as replies in the targets' own slots."""
+    symbol, present = guess.symbol.softmax(1).max(1), guess.present.sigmoid()
     there = present > 0.5
     sure = torch.where(there, present * symbol.values, 1 - present).prod(1)
     found = symbol.indices.tolist(), there.tolist()
     words = [[DEFAULT_NAMES.symbols[s] if yes else "." for s, yes in zip(*row, strict=True)] for row in zip(*found, strict=True)]
     texts = [f"pattern {' '.join(row).rstrip(' .')}" if {*row} - {"."} else "none" for row in words]
-    own = [in_own_slots(view, "trigger_pattern", text, domain) for text in texts]
-    return tokens, [Reply(text, p) for text, p in zip(own, sure.tolist(), strict=True)]
+    own = [in_own_slots(view, "trigger_pattern", text, domain) for view, text in zip(views, texts, strict=True)]
+    return [Reply(text, p) for text, p in zip(own, sure.tolist(), strict=True)]
 
 
 def argument_in(view: View, kind: str, argument: Sequence[int]) -> tuple[int, ...]:
@@ -97,7 +147,10 @@ def in_own_slots(view: View, kind: str, text: str, domain: Domain) -> str:
             return text
         if not symbols.keys() >= set(mentioned_symbols(chart)) or not answers.keys() >= set(mentioned_answers(chart)):
             return text
-        return to_text(canonical(rename(chart, symbols, answers), domain))
+        if view.order and not movable(chart, domain):
+            return text
+        own = rename(chart, symbols, answers)
+        return to_text(canonical(moved(own, np.argsort(view.order)) if view.order else own, domain))
     slot = {DEFAULT_NAMES.symbols[new]: DEFAULT_NAMES.symbols[old] for new, old in symbols.items()}
     said = {DEFAULT_NAMES.answers[new]: old for new, old in answers.items()}
     words = text.split()
@@ -106,6 +159,8 @@ def in_own_slots(view: View, kind: str, text: str, domain: Domain) -> str:
     if kind == "contains" and any(word in said for word in words):
         return answer_set({said[word] for word in words if word in said})
     words = [DEFAULT_NAMES.answers[said[word]] if word in said else slot.get(word, word) for word in words]
+    if kind == "trigger_pattern" and view.order and (test := read_trigger(" ".join(words))) is not None:
+        return test_text(moved_test(test, np.argsort(view.order)))
     return " ".join(sorted(words) if kind == "symbols" else words)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from weight_oracle.oracle.ask import Answer, Encoded, Oracle
 from weight_oracle.oracle.generate import likelihood
 from weight_oracle.oracle.model import ENCODERS
-from weight_oracle.oracle.views import argument_in, in_view, tokens_of
+from weight_oracle.oracle.views import PLAIN, argument_in, draw_views, in_view, tokens_of
 from weight_oracle.targets.ablate import KINDS, Part, parts_of, stack_without
 from weight_oracle.targets.stack import Stack
 from weight_oracle.targets.target import Target
@@ -25,7 +25,6 @@ from weight_oracle.truth.phrasings import phrasing
 from weight_oracle.truth.questions import WORKED_OUT, argument_text
 from weight_oracle.truth.understand import understand
 
-VIEWS_ASKED = 3
 _BATCH = 128  # targets read at once
 
 
@@ -79,7 +78,7 @@ def _log_probability(oracle: Oracle, stack: Stack, target: Target, claim: Claim)
     """The log-probability of a claim about the targets of a stack, which share the names of `target`; mean over views."""
     batch = ENCODERS[oracle.settings.encoding].prepare(stack, oracle.settings)
     found = []
-    for view in oracle.views[:VIEWS_ASKED]:
+    for view in draw_views(PLAIN, oracle.settings.symbols, oracle.settings.answers):
         question = phrasing(claim.kind, 0, argument_text(claim.kind, argument_in(view, claim.kind, claim.argument)))
         answer = in_view(view, claim.kind, claim.text, target.domain)
         tokens = tokens_of(oracle.model, batch, oracle.names, view)
