@@ -21,6 +21,7 @@ import torch
 from weight_oracle.evaluation.calibration import is_right
 from weight_oracle.evaluation.metrics import wilson
 from weight_oracle.evaluation.reliability import area, bins, calibration_error, error_by_chance, risk_coverage
+from weight_oracle.evaluation.strangers import trained_on
 from weight_oracle.evaluation.subjects import draw_questions, encode, sample_places
 from weight_oracle.oracle.ask import THRESHOLD, Oracle
 from weight_oracle.oracle.data import pick
@@ -29,12 +30,12 @@ from weight_oracle.targets.ablate import parts_of, stack_without
 from weight_oracle.targets.checkpoint import make_target
 from weight_oracle.targets.shape import Shape
 from weight_oracle.targets.target import Target
-from weight_oracle.targets.train import Schedule, answers, initialise, train
+from weight_oracle.targets.train import answers
 from weight_oracle.truth.domain import Domain, default_names
 from weight_oracle.truth.flowchart import FlowChart, to_text
 from weight_oracle.truth.interpret import compile_charts, run, run_one
 from weight_oracle.truth.sample import chart_inputs, sample_chart
-from weight_oracle.zoo.recipe import Recipe, draw_chart, draw_hyper
+from weight_oracle.zoo.recipe import Recipe, draw_chart
 from weight_oracle.zoo.store import Zoo, open_zoo, target_config
 
 MEMORISED = 256  # inputs with random answers
@@ -107,14 +108,8 @@ def trained(recipe: Recipe, shape: Shape, n: int, seed: int) -> dict[str, list[T
     found = {}
     for longer in sorted({task.steps for task in TASKS}):
         tasks = [task for task in TASKS if task.steps == longer for _ in range(n)]
-        rng = np.random.default_rng([seed, int(100 * longer)])
-        hypers = [draw_hyper(recipe, rng)[0] for _ in tasks]
-        start = [initialise(shape, hyper, rng) for hyper in hypers]
-        x, y = zip(*(task.draw(recipe.domain, recipe, rng, recipe.pool) for task in tasks), strict=True)
-        params = {k: torch.from_numpy(np.stack([s[k] for s in start])) for k in start[0]}
-        schedule = Schedule(int(recipe.steps[recipe.depths.index(shape.depth)] * longer), recipe.batch)
-        inputs, labels = torch.from_numpy(np.stack(x)), torch.from_numpy(np.stack(y).astype(np.int8))
-        done = train(shape, schedule, hypers, params, [inputs], [labels], seed)
+        draws = [lambda domain, rng, count, _, task=task: task.draw(domain, recipe, rng, count) for task in tasks]
+        done, hypers = trained_on(recipe, shape, draws, 1000 * seed + int(100 * longer), longer)
         for i, (task, h) in enumerate(zip(tasks, hypers, strict=True)):
             truth = {"activation": h.activation, "tied": h.tied, "dropout": 0.0, "n_positions": shape.positions}
             tensors = {name: tensor[i] for name, tensor in done.items()}

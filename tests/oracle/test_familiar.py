@@ -10,9 +10,12 @@ import pytest
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.calibrate import apply_calibration, check_sight, is_blind
-from weight_oracle.oracle.familiar import SIGNS, Familiarity, Traits, signs_of, traits_of, unexplained
+from weight_oracle.oracle.familiar import SIGNS, Familiarity, Kind, Traits, features, signs_of, traits_of, unexplained
 from weight_oracle.oracle.generate import Reply
 from weight_oracle.targets.stack import stack_targets
+from weight_oracle.truth.domain import Domain
+from weight_oracle.truth.flowchart import Say
+from weight_oracle.truth.parse import parse
 from weight_oracle.weights.symmetry.scramble import scramble
 
 FEW = [0.0] * len(SIGNS)
@@ -21,15 +24,17 @@ FEW = [0.0] * len(SIGNS)
 @pytest.fixture(scope="module")
 def traits(oracle, targets) -> Traits:
     each = [traits_of(stack_targets([target]), oracle.settings) for target in targets]
-    return Traits("gpt2", np.concatenate([t.statistics for t in each]), np.concatenate([t.effects for t in each]))
+    return Traits("gpt2", each[0].domain, np.concatenate([t.statistics for t in each]), np.concatenate([t.effects for t in each]))
 
 
 @pytest.fixture(scope="module")
 def familiarity(traits) -> Familiarity:
-    """One that lets confidence decide."""
+    """One that lets confidence decide, and expects the same of every chart."""
     n = traits.statistics.shape[1]
-    mean = {"gpt2": traits.statistics.mean(0).tolist()}
-    return Familiarity(mean, [1.0] * n, np.eye(n).tolist(), FEW, [1.0] * len(SIGNS), [0.0, 1.0, 0.0, 0.0], 0.0, 0.5)
+    slopes = np.zeros((1 + len(features(Say(0), traits.domain)), n))
+    slopes[0] = traits.statistics.mean(0)
+    kind = Kind("gpt2", list(traits.domain.lengths), slopes.tolist(), [1.0] * n, np.eye(n).tolist())
+    return Familiarity((kind,), FEW, [1.0] * len(SIGNS), [0.0, 1.0, 0.0, 0.0], 0.0, 0.5)
 
 
 def as_if(oracle: Oracle, familiarity: Familiarity, **change) -> Oracle:
@@ -44,12 +49,41 @@ def test_symbols_that_are_all_alike_are_explained():
     assert unexplained(inner, ()) == pytest.approx(0) and math.isnan(unexplained(inner, {0, 1, 2}))
 
 
-def test_signs(oracle, targets):
-    effects = traits_of(stack_targets(targets[:1]), oracle.settings).effects[0]
+def test_signs(traits, familiarity):
+    effects = traits.effects[0]
     same, other = Reply("if has a: say p else: say q", 0.5), Reply("say p", 0.25)
-    agreed, split = signs_of([same] * 4, effects, 2.0), signs_of([same, same, same, other], effects, 2.0)
-    assert agreed[0] == 2 and agreed[1] == pytest.approx(math.log(0.5), abs=1e-4) and agreed[2] > split[2] > 0
-    assert agreed[3] == unexplained(effects, {0}) and math.isnan(signs_of([Reply("nothing at all", 0.1)], effects, 0.0)[3])
+    agreed, split = (signs_of(said, traits, 0, familiarity) for said in ([same] * 4, [same, same, same, other]))
+    assert agreed[0] == familiarity.distance(traits, 0, parse(same.text))
+    assert agreed[1] == pytest.approx(math.log(0.5), abs=1e-4) and agreed[2] > split[2] > 0
+    nothing = signs_of([Reply("nothing at all", 0.1)], traits, 0, familiarity)
+    assert agreed[3] == unexplained(effects, {0}) and math.isnan(nothing[3]) and math.isfinite(nothing[0])
+
+
+def test_features_tell_charts_apart_and_not_their_names():
+    domain = Domain(4, 3, (2, 3))
+    texts = ("say p", "if has a: say p else: say q", "if first is a: say p else: say q", "if count a >= 2: say p else: say q")
+    texts += ("if last is a: say p else: say q", "if has a: if has b: say p else: say q else: say r")
+    found = {features(parse(text), domain) for text in texts}
+    assert len(found) == len(texts) and len({len(x) for x in found}) == 1
+    renamed = features(parse("if first is c: say r else: say p"), domain)
+    assert renamed == features(parse(texts[2]), domain)
+    one_answer = features(parse("say q"), Domain(1, 2, (1, 1)))
+    assert len(one_answer) == len(renamed) and np.isfinite(one_answer).all()
+
+
+def test_a_kind_expects_of_a_target_what_its_chart_says(traits, familiarity):
+    chart, other = parse("if has a: say p else: say q"), parse("if first is a: say p else: say q")
+    n, about = traits.statistics.shape[1], np.array(features(chart, traits.domain)) - np.array(features(other, traits.domain))
+    slopes = np.array(familiarity.kinds[0].slopes)
+    slopes[1:] = 0.0
+    slopes[1 + int(np.abs(about).argmax())] = 1.0
+    knows = replace(familiarity, kinds=(replace(familiarity.kinds[0], slopes=slopes.tolist()),))
+    assert knows.distance(traits, 0, chart) != pytest.approx(knows.distance(traits, 0, other), abs=1e-3)
+    llama = replace(knows.kinds[0], family="llama", scale=[1e-3] * n)
+    longer = replace(knows.kinds[0], lengths=[7, 9], scale=[1e-3] * n)
+    assert replace(knows, kinds=(llama, longer, knows.kinds[0])).distance(traits, 0, chart) == knows.distance(traits, 0, chart)
+    elsewhere = replace(traits, domain=replace(traits.domain, lengths=(1, 2)))  # the nearest kind of the family
+    assert replace(knows, kinds=(llama, longer, knows.kinds[0])).distance(elsewhere, 0, Say(0)) == knows.distance(elsewhere, 0, Say(0))
 
 
 def test_traits_do_not_see_symmetries(oracle, targets):
@@ -61,8 +95,9 @@ def test_traits_do_not_see_symmetries(oracle, targets):
 
 def test_a_target_far_from_all_others_is_far(oracle, targets, traits, familiarity):
     loud = replace(targets[0], tensors={k: 5 * v for k, v in targets[0].tensors.items()})
-    assert familiarity.distances(traits_of(stack_targets([loud]), oracle.settings))[0] > familiarity.distances(traits).max() + 1
-    assert np.isfinite(familiarity.distances(replace(traits, family="a new one"))).all()
+    own = [familiarity.distance(traits, row, Say(0)) for row in range(len(traits))]
+    assert familiarity.distance(traits_of(stack_targets([loud]), oracle.settings), 0, Say(0)) > max(own) + 1
+    assert math.isfinite(familiarity.distance(replace(traits, family="a new one"), 0, Say(0)))
 
 
 def test_what_the_oracle_makes_of_it(oracle, targets, familiarity):
@@ -86,9 +121,13 @@ def test_names_do_not_matter_for_an_unknown_sign(familiarity):
     assert familiarity.probability([0.0, 1.0, 0.0, 0.0]) > 0.5 > familiarity.probability([0.0, -1.0, 0.0, 0.0])
 
 
-@pytest.mark.parametrize("change", [{"limit": 0}, {"scale": [1.0]}, {"weights": [1.0]}, {"spread": [1.0, 2.0]}, {"colour": "red"}])
+@pytest.mark.parametrize(
+    "change", [{"limit": 0}, {"kinds": []}, {"weights": [1.0]}, {"spread": [1.0, 2.0]}, {"colour": "red"}, {"scale": [1.0]}]
+)
 def test_a_card_that_makes_no_sense(oracle, familiarity, tmp_path, change):
     strange = as_if(oracle, familiarity)
+    if "scale" in change:
+        change = {"kinds": [strange.card["calibration"]["familiarity"]["kinds"][0] | change]}
     strange.card["calibration"]["familiarity"] |= change
     strange.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="does not fit this version"):

@@ -135,7 +135,7 @@ def calibrate(
     if losses:
         result["gap"] = gap_of(losses)
     if not probabilities_only:
-        result["familiarity"] = asdict(familiarity(oracle_model, codec, zoos, held, seed))
+        result["familiarity"] = asdict(familiarity(oracle_model, codec, zoos, held, seed, progress))
     return result
 
 

@@ -277,8 +277,8 @@ class Oracle:
             return 1.0
         if "likeness" not in encoded.read:
             traits = traits_of(stack_targets([encoded.target]), self.settings)
-            distance = float(self.familiarity.distances(traits)[0])
-            encoded.read["likeness"] = self.familiarity.probability(signs_of(self.charts_said(encoded), traits.effects[0], distance))
+            signs = signs_of(self.charts_said(encoded), traits, 0, self.familiarity)
+            encoded.read["likeness"] = self.familiarity.probability(signs)
         return encoded.read["likeness"]
 
     def check_kind(self, kind: str) -> None:

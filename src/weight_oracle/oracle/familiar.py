@@ -1,16 +1,19 @@
 """Whether a target is of the kind that an oracle was trained on, from its weights and from how the oracle takes them.
 
 Four signs. *distance*: the Mahalanobis distance (log) of some statistics of the folded weights and of the expected stream (see
-`weights.expected`) from those of training targets of the same family: an untrained network's logits, say, hardly depend on the symbols.
+`weights.expected`) from those that training targets with a chart like the one that is read have on average, of the same family and with
+inputs of the same lengths: an untrained network's logits, say, hardly depend on the symbols.
 *confidence*: the mean log-probability of the chart replies under all views; *agreement*: the share of the views that say the same.
 *unexplained*: how different the symbols are to the network that the chart does not name, as a share of how different all are: to a network
 that follows the chart they are all alike. A logistic regression on these, fitted by `evaluation.familiarity` on targets that the oracle has
-not trained on against networks that were not trained at all, gives the probability that a target is familiar.
+not trained on against networks that were not trained, or trained on something else, gives the probability that a target is familiar.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,7 +26,10 @@ from weight_oracle.oracle.calibrate import log_odds, sigmoid
 from weight_oracle.oracle.generate import Reply
 from weight_oracle.oracle.views import vote
 from weight_oracle.targets.stack import Stack
-from weight_oracle.truth.flowchart import mentioned_symbols
+from weight_oracle.truth.canonical import canonical
+from weight_oracle.truth.domain import Domain
+from weight_oracle.truth.flowchart import KINDS, FlowChart, Say, by_first_mention, mentioned_symbols, n_ifs, tests
+from weight_oracle.truth.interpret import compile_charts, run
 from weight_oracle.truth.parse import parse
 from weight_oracle.weights.atoms import AtomsEncoder
 from weight_oracle.weights.encoder import EncoderConfig
@@ -31,6 +37,7 @@ from weight_oracle.weights.expected import expected
 
 SIGNS = ("distance", "confidence", "agreement", "unexplained")
 _TINY = 1e-8
+_INPUTS = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +46,7 @@ class Traits:
     have on the logits, through heads alone and on neurons (each weighted by what it writes to the logits)."""
 
     family: str
+    domain: Domain
     statistics: Float[np.ndarray, "N F"]
     effects: Float[np.ndarray, "N 2 S S"]
 
@@ -89,7 +97,8 @@ def traits_of(stack: Stack, config: EncoderConfig) -> Traits:
         norms = batch[name].norm(dim=-1).flatten(1)
         columns.append(_log(norms.std(1) / (norms.mean(1) + _TINY)))
     effects = torch.stack([torch.einsum("nasp,natp->nst", x, x) for x in (direct.double(), neurons.double())], 1)
-    return Traits(stack.family, torch.stack(columns, 1).double().numpy(), effects.numpy())
+    domain = Domain(len(stack.symbols), len(stack.answers), stack.lengths)
+    return Traits(stack.family, domain, torch.stack(columns, 1).double().numpy(), effects.numpy())
 
 
 def unexplained(effects: Float[np.ndarray, "2 S S"], named: Iterable[int]) -> float:
@@ -104,29 +113,66 @@ def unexplained(effects: Float[np.ndarray, "2 S S"], named: Iterable[int]) -> fl
     return float(np.mean([math.log(variance(x[np.ix_(others, others)]) / variance(x)) for x in effects]))
 
 
-def signs_of(replies: Sequence[Reply], effects: Float[np.ndarray, "2 S S"], distance: float) -> list[float]:
-    """The signs of one target, in the order of `SIGNS`, from the chart replies under all views, in its own slots."""
+@lru_cache(maxsize=4096)
+def features(chart: FlowChart, domain: Domain) -> tuple[float, ...]:
+    """What is to be seen of a chart in the weights of a network that follows it: how many tests of each kind; how much the answer varies,
+    how much of that the symbols of single places explain, at which places and by which symbols; and how many answers there are, and how
+    rare. By 2,048 inputs of the longest length, always the same; whatever symbols and answers are called."""
+    rng, chart = np.random.default_rng(0), by_first_mention(chart)
+    inputs = rng.integers(0, domain.symbols, (_INPUTS, domain.lengths[1]), dtype=np.int8)
+    answer = np.eye(domain.answers)[run(compile_charts([chart]), inputs[None])[0]]
+    place = np.eye(domain.symbols)[inputs]  # [inputs, n, symbols]
+    share = answer.mean(0)
+    effect = np.einsum("ips,ia->psa", place, answer) / np.maximum(place.sum(0), 1)[..., None] - share
+    varies = float(1 - np.square(share).sum())
+    by_place = np.square(effect).sum(2).mean(1)
+    by_symbol = np.sort(np.square(effect).sum((0, 2)) / domain.symbols)[::-1]
+    kinds = Counter(test.kind for test in tests(chart))
+    inner = by_place[1:-1].sum() / max(1, len(by_place) - 2)
+    explained = [by_place.sum(), math.log(by_place.sum() + 1e-4), by_place[0], by_place[-1], inner]
+    top, given = np.pad(by_symbol, (0, 3))[:3], share[share > 0]
+    found = [*(kinds[kind] for kind in KINDS), n_ifs(chart), varies, math.log(varies + 1e-3), *explained, *top]
+    return tuple(float(x) for x in (*found, len(given), math.log(given.min() + 1e-4)))
+
+
+def signs_of(replies: Sequence[Reply], traits: Traits, row: int, known: "Familiarity") -> list[float]:
+    """The signs of the target in a row of `traits`, in the order of `SIGNS`, from the chart replies under all views, in its own slots."""
     said = vote(replies)
     try:
-        rest = unexplained(effects, mentioned_symbols(parse(said.text)))
+        chart: FlowChart = canonical(parse(said.text), traits.domain)
+        rest = unexplained(traits.effects[row], mentioned_symbols(chart))
     except UserError:
-        rest = math.nan
+        chart, rest = Say(0), math.nan
     confidence = math.log(sum(r.probability for r in replies) / len(replies) + 1e-6)
     half = 0.5 / len(replies)
-    return [distance, confidence, log_odds(min(1 - half, max(half, said.share))), rest]
+    return [known.distance(traits, row, chart), confidence, log_odds(min(1 - half, max(half, said.share))), rest]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What targets of one family, with inputs of these lengths, look like: `slopes` give their statistics from 1 and the `features` of
+    their chart; `scale`: the standard deviations of what is left, `precision`: the inverse of its shrunk correlation matrix."""
+
+    family: str
+    lengths: Sequence[int]
+    slopes: Sequence[Sequence[float]]
+    scale: Sequence[float]
+    precision: Sequence[Sequence[float]]
+
+    def distance(self, statistics: Float[np.ndarray, " F"], chart: Float[np.ndarray, " features"]) -> float:
+        """The squared Mahalanobis distance of a target with these statistics that is said to follow a chart."""
+        z = (statistics - np.array([1.0, *chart]) @ np.array(self.slopes)) / np.array(self.scale)
+        return float(z @ np.array(self.precision) @ z)
 
 
 @dataclass(frozen=True)
 class Familiarity:
-    """What is kept in an oracle's card: statistics of training targets, and a logistic regression on the signs.
+    """What is kept in an oracle's card: what training targets look like, and a logistic regression on the signs.
 
-    `means`: of the statistics, by family; `scale`: their standard deviations within families; `precision`: the inverse of their shrunk
-    correlation matrix. `centre` and `spread` standardise the signs. A target is familiar if its probability is at least `limit`.
+    `centre` and `spread` standardise the signs. A target is familiar if its probability is at least `limit`.
     """
 
-    means: Mapping[str, Sequence[float]]
-    scale: Sequence[float]
-    precision: Sequence[Sequence[float]]
+    kinds: Sequence[Kind]
     centre: Sequence[float]
     spread: Sequence[float]
     weights: Sequence[float]
@@ -139,19 +185,25 @@ class Familiarity:
         stored = card.get("calibration", {}).get("familiarity")
         if stored is None:
             return None
-        found = cls(**stored)
-        sizes = {len(found.scale), len(found.precision), *map(len, found.precision), *map(len, found.means.values())}
+        found = cls(**stored | {"kinds": tuple(Kind(**kind) for kind in stored["kinds"])})
         signs = {len(SIGNS), len(found.centre), len(found.spread), len(found.weights)}
-        numbers = [*found.scale, *found.spread, *found.weights, *found.centre, found.intercept, found.limit, *np.ravel(found.precision)]
-        if len(sizes) > 1 or len(signs) > 1 or not np.isfinite(numbers).all() or not 0 < found.limit < 1:
+        numbers = [*found.spread, *found.weights, *found.centre, found.intercept, found.limit]
+        for kind in found.kinds:
+            n = len(kind.scale)
+            if np.shape(kind.precision) != (n, n) or np.ndim(kind.slopes) != 2 or np.shape(kind.slopes)[1] != n or len(kind.lengths) != 2:
+                raise ValueError("its card's statistics of familiar targets do not fit together")
+            numbers += [*np.ravel(kind.precision), *np.ravel(kind.slopes), *kind.scale]
+        if not found.kinds or len(signs) > 1 or not np.isfinite(numbers).all() or not 0 < found.limit < 1:
             raise ValueError("its card's statistics of familiar targets do not fit together")
         return found
 
-    def distances(self, traits: Traits) -> Float[np.ndarray, " N"]:
-        """Log of the Mahalanobis distance of targets from those of their family; from all, where the family is a new one."""
-        mean = np.array(self.means.get(traits.family, np.mean(list(self.means.values()), 0)))
-        z = (traits.statistics - mean) / np.array(self.scale)
-        return np.log(np.einsum("nf,fg,ng->n", z, np.array(self.precision), z) + _TINY)
+    def distance(self, traits: Traits, row: int, chart: FlowChart) -> float:
+        """Log of the Mahalanobis distance of a target from those of its kind that follow a chart like this; from the nearest kind of its
+        family, or of any, where its kind is a new one."""
+        same = [kind for kind in self.kinds if (kind.family, *kind.lengths) == (traits.family, *traits.domain.lengths)]
+        same = same or [kind for kind in self.kinds if kind.family == traits.family] or list(self.kinds)
+        about = np.array(features(chart, traits.domain))
+        return math.log(min(kind.distance(traits.statistics[row], about) for kind in same) + _TINY)
 
     def probability(self, signs: Sequence[float]) -> float:
         """The probability that a target with these signs is of the kind trained on; a sign that is NaN counts as an average one."""
