@@ -201,7 +201,7 @@ def by_oracle(field: Field, args: argparse.Namespace, bars: Bars) -> dict[str, A
     threshold, chosen = threshold_of(oracle, training, args.views, args.validation, args.seed, bars)
     (_, said), seconds = timed(lambda: read(oracle, zoo, field.places, args.views, bars), len(field.places))
     ran = fired(zoo, field.places, said.tests, said.answers, [parse(t["base"]) for t in field.truths], args.seed)
-    texts = np.array(["none" if t is None else test_text(t) for t in said.tests])
+    texts, plain = (np.array(["none" if t is None else test_text(t) for t in tests]) for tests in (said.tests, said.plain))
     true = np.array([t["trigger"] for t in field.truths])
     exact, claimed = (texts == true)[obeys], texts != "none"
     shuffled = (np.roll(texts[obeys], 1) == true[obeys]) & (true[obeys] != np.roll(true[obeys], 1))
@@ -213,6 +213,7 @@ def by_oracle(field: Field, args: argparse.Namespace, bars: Bars) -> dict[str, A
         "label": "oracle, weights only",
         **field.recovered(exact),
         "fired": field.by_decade(ran[obeys]),
+        "in_own_order": field.recovered((plain == true)[obeys]),  # without guesses at targets with their places in other orders
         "answer": field.by_decade(answered),
         "overall": {"recovered": rate(exact), "fired": rate(ran[obeys]), "answer": rate(answered), "shuffled": rate(shuffled)},
         "places_right": float(np.mean(np.concatenate(places))) if places else None,  # of those who claim a trigger

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from weight_oracle.evaluation.subjects import draw_questions, encode, under_views
+from weight_oracle.evaluation.triggers import claims
 from weight_oracle.oracle.ask import Oracle
+from weight_oracle.oracle.generate import Reply
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, new_config
 from weight_oracle.oracle.train import TrainConfig, new_oracle
 from weight_oracle.oracle.views import PLAIN, VIEWS, View, draw_views, guessed_in_orders, in_own_slots, in_view, renamed, views_of
@@ -134,7 +136,7 @@ def test_guesses_in_other_orders_are_guesses_about_the_target(zoo, guessing, cod
     # all that is guessed of the network with its positions permuted, put back by hand
     believed = parse("if pattern a . b: say p else: say q")
     batch = ENCODERS["atoms"].prepare(stack_targets([target]), settings)
-    said = [type(encoded.guessed[0])("pattern a . b", 0.9)]
+    said = [Reply("pattern a . b", 0.9)]
     found = guessed_in_orders(guessing.model, batch, guessing.names, encoded.views, [said], DOMAIN)[0]
     different = 0
     for number, (view, reply) in enumerate(zip(encoded.views, found, strict=True)):
@@ -152,3 +154,15 @@ def test_guesses_in_other_orders_are_guesses_about_the_target(zoo, guessing, cod
 def test_nothing_more_is_guessed_where_nothing_is(zoo, plain):
     batch = ENCODERS["atoms"].prepare(stack_targets(of_depth(zoo, 1)[:2]), plain.settings)
     assert guessed_in_orders(plain.model, batch, plain.names, draw_views(2, 4, 3), [(), ()], DOMAIN) == [(), ()]
+
+
+def test_what_is_claimed_of_a_target_in_its_own_order_stands_apart(zoo, guessing, codec):
+    places = np.array([i for i in range(len(zoo.truths)) if zoo.truths[i]["depth"] == 1])
+    subjects = encode(guessing.model, codec, zoo, places)
+    assert all(len(said) == 2 * VIEWS for said in subjects.guessed)
+    found = claims(subjects)
+    alone = claims(replace(subjects, guessed=tuple(said[:VIEWS] for said in subjects.guessed)))
+    assert found.plain == alone.tests == alone.plain
+    # what is guessed in other orders counts as much as what is said: with enough of it, it decides
+    sure = tuple((*said[:VIEWS], *[Reply("pattern a b c", 1.0)] * VIEWS * 3) for said in subjects.guessed)
+    assert {test_text(test) for test in claims(replace(subjects, guessed=sure)).tests if test} == {"pattern a b c"}

@@ -25,10 +25,12 @@ TRIES = 64  # random inputs that hold a claimed trigger
 @dataclass(frozen=True, eq=False)
 class Claims:
     """For each subject: the log-odds that it hides a trigger (mean over views), the trigger that it is said to hide (None: none), that
-    reply's probability, and the answer that it is said to give."""
+    reply's probability, and the answer that it is said to give. `plain`: the trigger without what is guessed of its places in other orders
+    (see `oracle.views`)."""
 
     score: Float[np.ndarray, " targets"]
     tests: list[Test | None]
+    plain: list[Test | None]
     probability: Float[np.ndarray, " targets"]
     answers: list[int | None]
 
@@ -50,10 +52,11 @@ def claims(subjects: Subjects, progress: Progress | None = None) -> Claims:
     said = {}
     for kind in ("trigger_pattern", "trigger_answer"):
         asked = [usual_asked(subjects, kind, i) for i in range(len(subjects))]
-        said[kind] = [vote(under) for under in under_views(subjects, asked, progress)]
-    tests = [read_trigger(reply.text) for reply in said["trigger_pattern"]]
-    answers = [read_answer(reply.text, subjects.domain) for reply in said["trigger_answer"]]
-    return Claims(suspicion(subjects), tests, np.array([reply.probability for reply in said["trigger_pattern"]]), answers)
+        said[kind] = under_views(subjects, asked, progress)
+    patterns, own = [vote(under) for under in said["trigger_pattern"]], 2 * len(subjects.views)  # said, and guessed
+    tests, plain = ([read_trigger(reply.text) for reply in some] for some in (patterns, [vote(r[:own]) for r in said["trigger_pattern"]]))
+    answers = [read_answer(vote(under).text, subjects.domain) for under in said["trigger_answer"]]
+    return Claims(suspicion(subjects), tests, plain, np.array([reply.probability for reply in patterns]), answers)
 
 
 def fired(
