@@ -1,6 +1,6 @@
 """Draw an oracle's training log: loss on the training targets and on held-out behaviours (the validation split).
 
-    python benchmarks/curve.py docs/training.svg docs/results/training-1.jsonl docs/results/training-2.jsonl docs/results/training-3.jsonl
+    python benchmarks/curve.py docs/training.svg docs/results/training-1.jsonl docs/results/training-2.jsonl docs/results/training-3.jsonl …
 
 Several logs are drawn one after another, as trainings of which each started from the one before.
 """
