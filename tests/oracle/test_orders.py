@@ -100,6 +100,7 @@ def test_what_is_true_of_the_reordered_target_comes_back_as_what_is_true_of_it()
     assert in_own_slots(view, "trigger_pattern", "pattern a b", DOMAIN) == "pattern . b . a"
     assert in_view(view, "trigger_pattern", "pattern . b . a", DOMAIN) == "pattern a b"
     assert in_own_slots(view, "trigger_pattern", "none", DOMAIN) == "none"
+    assert in_own_slots(view, "trigger_pattern", "pattern a . . . b", DOMAIN) == "pattern a . . . b"  # of longer inputs
     cannot = "if a before b: say p else: say q"
     assert in_own_slots(view, "chart", cannot, DOMAIN) == cannot
 
@@ -137,6 +138,8 @@ def test_guesses_in_other_orders_are_guesses_about_the_target(zoo, guessing, cod
     believed = parse("if pattern a . b: say p else: say q")
     batch = ENCODERS["atoms"].prepare(stack_targets([target]), settings)
     said = [Reply("pattern a . b", 0.9)]
+    longer = guessed_in_orders(guessing.model, batch, guessing.names, encoded.views, [[Reply("pattern a . . . b", 0.9)]], DOMAIN)
+    assert longer == guessed_in_orders(guessing.model, batch, guessing.names, encoded.views, [[Reply("none", 0.9)]], DOMAIN)
     found = guessed_in_orders(guessing.model, batch, guessing.names, encoded.views, [said], DOMAIN)[0]
     different = 0
     for number, (view, reply) in enumerate(zip(encoded.views, found, strict=True)):

@@ -106,11 +106,12 @@ def guessed_in_orders(
     """
     if not guessed[0] or not _reorders(model, batch, domain):
         return [() for _ in guessed]
-    believed = [read_trigger(vote(said).text) for said in guessed]
-    charts = [Say(0) if test is None else If(test, Say(0), Say(1)) for test in believed]
+    n, believed = domain.lengths[1], [read_trigger(vote(said).text) for said in guessed]
+    # an oracle of longer inputs too may guess at places that this target does not have
+    charts = [Say(0) if test is None or len(test.symbols) > n else If(test, Say(0), Say(1)) for test in believed]
     found = []
     for number, view in enumerate(views):
-        orders = np.stack([another_order(chart, domain.lengths[1], np.random.default_rng(number)) for chart in charts])
+        orders = np.stack([another_order(chart, n, np.random.default_rng(number)) for chart in charts])
         _, guesses = model.read(renamed(model, batch, names, view, orders), names)
         found.append(_said_of(guesses[-1], [replace(view, order=tuple(order.tolist())) for order in orders], domain))
     return list(zip(*found, strict=True))
@@ -159,7 +160,8 @@ def in_own_slots(view: View, kind: str, text: str, domain: Domain) -> str:
     if kind == "contains" and any(word in said for word in words):
         return answer_set({said[word] for word in words if word in said})
     words = [DEFAULT_NAMES.answers[said[word]] if word in said else slot.get(word, word) for word in words]
-    if kind == "trigger_pattern" and view.order and (test := read_trigger(" ".join(words))) is not None:
+    test = read_trigger(" ".join(words)) if kind == "trigger_pattern" and view.order else None
+    if test is not None and len(test.symbols) <= len(view.order):
         return test_text(moved_test(test, np.argsort(view.order)))
     return " ".join(sorted(words) if kind == "symbols" else words)
 
