@@ -126,8 +126,10 @@ class Train(Command):
     gain: Annotated[float, arg(help="Strength of the residual injection.")] = 1.0
     steps: Annotated[int, arg(help="Optimiser steps.")] = 10_000
     batch: Annotated[int, arg(help="Targets in a step.")] = 64
+    others: Annotated[int, arg(metavar="N", help="Questions about a target in an example, beside its flow chart.")] = 1
     lr: Annotated[float, arg(help="Peak learning rate.")] = 2e-3
     warmup: Annotated[int, arg(metavar="N", help="Steps in which the rate rises.")] = 300
+    blind: Annotated[float, arg(metavar="SHARE", help="Of the examples: those without weight tokens.")] = 0.1
     noise: Annotated[float, arg(help="On the weights, in training: a share of their size.")] = 0.08
     reorder: Annotated[float, arg(metavar="SHARE", help="Of the examples: those with a target's places in another order.")] = 0.0
     targets: Annotated[Count, arg(help="Use only so many targets. Default: all that learned.")] = None

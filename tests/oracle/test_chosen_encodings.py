@@ -108,6 +108,8 @@ def test_chunks_can_be_memorised(nano_zoo, tmp_path):
         ({"refinements": -1}, "less than none"),
         ({"noise": -0.1}, "less than none"),
         ({"reorder": 1.5}, "give 0 to 1"),
+        ({"blind": -0.1}, "give 0 to 1"),
+        ({"others": -1}, "give 0 or more"),
         ({"encoding": "svd", "reorder": 0.5}, "other encodings know no places"),
         ({"canonical": True}, "atoms do not change"),
         ({"augment": True}, "atoms do not change"),

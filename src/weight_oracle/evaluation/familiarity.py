@@ -82,9 +82,9 @@ def reference(traits: Sequence[Traits], charts: Sequence[Sequence[FlowChart]]) -
         z = left / scale
         precision = np.linalg.inv((1 - _SHRINK) * z.T @ z / len(z) + _SHRINK * np.eye(z.shape[1]))
         short = lambda a: np.round(a, 4).tolist()  # noqa: E731  in the card
-        found.append(Kind(family, domain.lengths, short(slopes), short(scale), short(precision)))
+        found.append(Kind(family, list(domain.lengths), short(slopes), short(scale), short(precision)))
     nothing = [0.0] * len(SIGNS)
-    return Familiarity(tuple(found), nothing, [1.0] * len(SIGNS), nothing, 0.0, 0.5)
+    return Familiarity(found, nothing, [1.0] * len(SIGNS), nothing, 0.0, 0.5)
 
 
 def fit(plain: Familiarity, familiar: Float[np.ndarray, "N signs"], strange: Sequence[Float[np.ndarray, "M signs"]]) -> Familiarity:

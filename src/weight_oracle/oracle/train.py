@@ -191,8 +191,11 @@ def _check_encoding(config: TrainConfig) -> None:
         raise UserError(f"--refinements {config.refinements}: less than none", hint="give 0 or more", exit_code=2)
     if config.noise < 0:
         raise UserError(f"--noise {config.noise}: less than none", hint="give 0 or more", exit_code=2)
-    if not 0 <= config.reorder <= 1:
-        raise UserError(f"--reorder {config.reorder}: no share", hint="give 0 to 1", exit_code=2)
+    if config.others < 0:
+        raise UserError(f"--others {config.others}: less than none", hint="give 0 or more", exit_code=2)
+    for name, share in (("reorder", config.reorder), ("blind", config.blind)):
+        if not 0 <= share <= 1:
+            raise UserError(f"--{name} {share}: no share", hint="give 0 to 1", exit_code=2)
     if config.reorder and config.encoding != "atoms":
         raise UserError("--reorder is for atoms: other encodings know no places", hint="leave it out", exit_code=2)
     if config.bits not in BITS:
