@@ -38,6 +38,7 @@ from weight_oracle.evaluation.verify import stacked_answers
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.bundle import bundled
 from weight_oracle.oracle.data import pick
+from weight_oracle.oracle.views import VIEWS
 from weight_oracle.truth.flowchart import ANY, test_text
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import phrasing
@@ -250,7 +251,7 @@ def by_checked(field: Field, args: argparse.Namespace, bars: Bars) -> dict[str, 
     right = np.array([b is not None and b.claim.answer == t["override"] for b, t in zip(best, field.truths, strict=True)])
     some, obeys = np.array([b is not None for b in best]), field.obeys
     ran = np.mean([2 * c.verdict.inputs + 2 * TRIED * len(c.claims) + c.searched for c in checked])
-    one, read = forward_flops(field.zoo, int(field.triggers[0])), oracle_flops(oracle, field.zoo, int(field.triggers[0]), args.views)
+    one, read = forward_flops(field.zoo, int(field.triggers[0])), oracle_flops(oracle, field.zoo, int(field.triggers[0]), VIEWS)
     entry = {
         "label": "oracle, checked by running",
         **field.recovered(exact[obeys]),

@@ -12,7 +12,7 @@ from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.generate import Reply
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, new_config
 from weight_oracle.oracle.train import TrainConfig, new_oracle
-from weight_oracle.oracle.views import PLAIN, VIEWS, View, draw_views, guessed_in_orders, in_own_slots, in_view, renamed, views_of
+from weight_oracle.oracle.views import PLAIN, VIEWS, View, as_seen, draw_views, guessed_in_orders, in_own_slots, in_view, views_of
 from weight_oracle.targets.checkpoint import make_target
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.truth.automaton import equivalent
@@ -112,7 +112,7 @@ def test_one_block_is_read_in_other_orders_and_two_are_not(zoo, plain):
     assert views_of(plain.model, [batch], Domain(4, 3, (3, 4))) == draw_views(VIEWS, 4, 3)
     for number, view in enumerate(one.views[PLAIN:], PLAIN):
         other = ENCODERS["atoms"].prepare(stack_targets([in_order(one.target, view.order)]), plain.settings)
-        under = renamed(plain.model, other, plain.names, replace(view, order=()))
+        under = as_seen(plain.model, other, plain.names, replace(view, order=()))
         assert torch.allclose(plain.model.weight_tokens(under, plain.names)[0], one.tokens[number], atol=1e-4)
     number = next(i for i, view in enumerate(one.views) if view.order not in ((), (0, 1, 2, 3)))
     moved_twice = plain.encode(in_order(one.target, one.views[number].order)).tokens[number]

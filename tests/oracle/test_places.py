@@ -10,7 +10,7 @@ from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.data import Collator, QuestionData
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, WeightOracleConfig, new_config
 from weight_oracle.oracle.train import go_on_from
-from weight_oracle.oracle.views import VIEWS, renamed
+from weight_oracle.oracle.views import VIEWS, as_seen
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.truth.hints import hints, pattern_places
 from weight_oracle.truth.parse import parse
@@ -148,7 +148,7 @@ def test_what_is_guessed_is_said_where_the_trigger_is_asked_for(make_model, code
         # a view's guess is in the target's own slots
         view = encoded.views[1]
         with torch.no_grad():
-            other = model.read(renamed(model, batch, oracle.names, view), oracle.names)[1][-1].symbol[0].argmax(0).tolist()
+            other = model.read(as_seen(model, batch, oracle.names, view), oracle.names)[1][-1].symbol[0].argmax(0).tolist()
         own = ["abcdefghijkl"[view.symbols.index(s)] for s in other]
         assert encoded.guessed[1].text == ("none" if bias < 0 else "pattern " + " ".join(own))
         asked = understand("what is the hidden trigger?")

@@ -10,12 +10,10 @@ from jaxtyping import Float
 from weight_oracle.evaluation.logistic import logistic
 from weight_oracle.evaluation.metrics import Progress
 from weight_oracle.evaluation.strangers import strangers, trained_strangers
-from weight_oracle.evaluation.subjects import BATCH, sample_places
-from weight_oracle.oracle.ask import MAX_IFS
+from weight_oracle.evaluation.subjects import BATCH, constraint_of, sample_places
 from weight_oracle.oracle.data import pick_apart
 from weight_oracle.oracle.familiar import SIGNS, Familiarity, Kind, Traits, features, signs_of, traits_of
 from weight_oracle.oracle.generate import Reply, generate
-from weight_oracle.oracle.grammar import ChartConstraint, Limits
 from weight_oracle.oracle.model import ENCODERS, WeightOracle
 from weight_oracle.oracle.tokenizer import Codec
 from weight_oracle.oracle.views import in_own_slots, tokens_of, views_of
@@ -47,11 +45,9 @@ class Seen:
 @torch.inference_mode()
 def see(model: WeightOracle, codec: Codec, stack: Stack) -> Seen:
     """Shows the targets of a stack to an oracle."""
-    settings = model.config.encoder_config
-    domain = Domain(len(stack.symbols), len(stack.answers), stack.lengths)
-    longest = domain.lengths[1]
-    limits = Limits(domain.symbols, domain.answers, longest, max_ifs=MAX_IFS, max_run=longest, chances=settings.sizes)
-    constraint, names = ChartConstraint(codec, limits), model.name_tokens(codec)
+    settings, names = model.config.encoder_config, model.name_tokens(codec)
+    traits = traits_of(stack, settings)
+    domain, constraint = traits.domain, constraint_of(model, codec, traits.domain)
     batch = ENCODERS[settings.encoding].prepare(stack, settings)
     under = []
     for view in views_of(model, [batch], domain):
@@ -60,7 +56,7 @@ def see(model: WeightOracle, codec: Codec, stack: Stack) -> Seen:
         for part in tokens.split(BATCH):
             said += generate(model, codec, part, [phrasing("chart", 0)] * len(part), constraint=constraint, max_new_tokens=64)
         under.append([replace(r, text=in_own_slots(view, "chart", r.text, domain)) for r in said])
-    return Seen(traits_of(stack, settings), [list(row) for row in zip(*under, strict=True)])
+    return Seen(traits, [list(row) for row in zip(*under, strict=True)])
 
 
 def reference(traits: Sequence[Traits], charts: Sequence[Sequence[FlowChart]]) -> Familiarity:

@@ -114,8 +114,8 @@ def trained_strangers(zoo: Zoo, n: int, seed: int) -> dict[str, Stack]:
 
 def shuffled(stack: Stack, rng: np.random.Generator) -> Stack:
     """The numbers of every tensor of every target in random order."""
-    mixed = lambda x: torch.from_numpy(rng.permuted(x.flatten(1).numpy(), axis=1)).view_as(x)  # noqa: E731
-    return replace(stack, tensors={name: mixed(x) for name, x in stack.tensors.items()})
+    permuted = lambda x: torch.from_numpy(rng.permuted(x.flatten(1).numpy(), axis=1)).view_as(x)  # noqa: E731
+    return replace(stack, tensors={name: permuted(x) for name, x in stack.tensors.items()})
 
 
 def mixed(stack: Stack, rng: np.random.Generator) -> Stack:

@@ -53,10 +53,8 @@ class Subjects:
 
     @property
     def constraint(self) -> ChartConstraint:
-        """The grammar of the charts that `Oracle.read` can give; with small chances where the oracle met such, or some subject has one."""
-        longest, chances = self.domain.lengths[1], self.model.config.encoder_config.sizes or any(facts.rare for facts in self.facts)
-        limits = Limits(self.domain.symbols, self.domain.answers, longest, max_ifs=MAX_IFS, max_run=longest, chances=chances)
-        return ChartConstraint(self.codec, limits)
+        """See `constraint_of`; with small chances where some subject has one, too."""
+        return constraint_of(self.model, self.codec, self.domain, any(facts.rare for facts in self.facts))
 
     @property
     def knows_triggers(self) -> bool:
@@ -77,6 +75,12 @@ class Asked:
 
     subject: int
     question: Question
+
+
+def constraint_of(model: WeightOracle, codec: Codec, domain: Domain, chances: bool = False) -> ChartConstraint:
+    """The grammar of the charts that `Oracle.read` can give; with small chances where the oracle met such, or if wanted."""
+    longest, chances = domain.lengths[1], chances or model.config.encoder_config.sizes
+    return ChartConstraint(codec, Limits(domain.symbols, domain.answers, longest, max_ifs=MAX_IFS, max_run=longest, chances=chances))
 
 
 @torch.inference_mode()

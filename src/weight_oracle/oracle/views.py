@@ -71,12 +71,12 @@ def _reorders(model: WeightOracle, batch: Batch, domain: Domain) -> bool:
 
 
 def tokens_of(model: WeightOracle, batch: Batch, names: Tensor, view: View) -> Float[Tensor, "B T d"]:
-    """Weight tokens of prepared targets under a renaming."""
-    return model.weight_tokens(renamed(model, batch, names, view), names)
+    """Weight tokens of prepared targets in a view."""
+    return model.weight_tokens(as_seen(model, batch, names, view), names)
 
 
-def renamed(model: WeightOracle, batch: Batch, names: Tensor, view: View, orders: Int[np.ndarray, "B n"] | None = None) -> Batch:
-    """Prepared targets as they go by in the view, or each in an order of its own; `names` is on their device."""
+def as_seen(model: WeightOracle, batch: Batch, names: Tensor, view: View, orders: Int[np.ndarray, "B n"] | None = None) -> Batch:
+    """Prepared targets as the oracle sees them in the view, or each with an order of its own; `names` is on their device."""
     encoder, size = ENCODERS[model.config.encoder_config.encoding], len(next(iter(batch.values())))
     if orders is None and view.order:
         orders = np.tile(view.order, (size, 1))
@@ -89,9 +89,9 @@ def renamed(model: WeightOracle, batch: Batch, names: Tensor, view: View, orders
 def read_under(
     model: WeightOracle, batch: Batch, names: Tensor, view: View, domain: Domain
 ) -> tuple[Float[Tensor, "B T d"], list[Reply]]:
-    """Weight tokens of prepared targets under a renaming, and the pattern that was guessed of each on the way to them, in its own slots,
+    """Weight tokens of prepared targets in a view, and the pattern that was guessed of each on the way to them, in its own slots,
     with the probability that all places are right; no patterns without refined guesses (see `weights.refine`)."""
-    tokens, guesses = model.read(renamed(model, batch, names, view), names)
+    tokens, guesses = model.read(as_seen(model, batch, names, view), names)
     return tokens, _said_of(guesses[-1], [view] * len(tokens), domain) if guesses else []
 
 
@@ -112,7 +112,7 @@ def guessed_in_orders(
     found = []
     for number, view in enumerate(views):
         orders = np.stack([another_order(chart, n, np.random.default_rng(number)) for chart in charts])
-        _, guesses = model.read(renamed(model, batch, names, view, orders), names)
+        _, guesses = model.read(as_seen(model, batch, names, view, orders), names)
         found.append(_said_of(guesses[-1], [replace(view, order=tuple(order.tolist())) for order in orders], domain))
     return list(zip(*found, strict=True))
 
