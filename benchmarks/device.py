@@ -5,19 +5,22 @@
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
 from weight_oracle.oracle.data import Collator, QuestionData, load_population, pick
-from weight_oracle.oracle.model import ENCODERS
+from weight_oracle.oracle.model import ENCODERS, WeightOracle
 from weight_oracle.oracle.tokenizer import PAD, Codec, vocabulary
 from weight_oracle.oracle.train import TrainConfig, new_oracle
 from weight_oracle.scaling.loop import backward, batches, new_optimizer, update
 from weight_oracle.scaling.pool import Fresh
+from weight_oracle.scaling.recorded import MULTIPLE, Recorder
 from weight_oracle.zoo.build import build_shard
 from weight_oracle.zoo.recipe import find_recipe, shard_plan
 
@@ -64,16 +67,41 @@ def main() -> None:
         with torch.no_grad():
             found = model.eval()(**Collator(population, names, pad).read(asked)).logits.cpu()
         off = float((found - expected).norm() / expected.norm())
-        data = QuestionData(population, codec, args.batch * (args.steps + WARM), 0, batch=args.batch)
-        times, last = [], 0.0
-        for batch in batches(data, Collator(population, names, pad, 0.08), 0, args.steps + WARM, args.batch, args.workers):
-            backward(accelerator, model, batch)
-            update(accelerator, model, optimizer, 1e-3)
-            wait()
-            times.append(time.perf_counter() - last)
-            last = time.perf_counter()
-        step = float(np.median(times[WARM:]))
-        print(f"{size}: logits differ from the CPU's by {off:.1e}; a step of {data.batch} targets takes {1e3 * step:.0f} ms")
+        print(f"{size}: logits differ from the CPU's by {off:.1e}")
+        begun = {name: x.clone() for name, x in model.state_dict().items()}
+        ended = []
+        for recorded in (False, True) if args.device == "cuda" else (False,):
+            model.load_state_dict(begun)
+            optimizer = new_optimizer(model, 1e-3, 0.05)
+            step = Recorder(model, optimizer).step if recorded else plain_step(accelerator, model, optimizer)
+            data = QuestionData(population, codec, args.batch * (args.steps + WARM), 0, batch=args.batch)
+            collate = Collator(population, names, pad, 0.08, multiple=MULTIPLE)
+            times, losses, last = [], [], 0.0
+            for batch in batches(data, collate, 0, args.steps + WARM, args.batch, args.workers):
+                losses.append(step(batch, 1e-3))
+                wait()
+                times.append(time.perf_counter() - last)
+                last = time.perf_counter()
+            ended.append(torch.stack(losses).tolist())
+            each = float(np.median(times[WARM:]))
+            how = ", recorded" if recorded else ""
+            print(f"{size}: a step of {data.batch} targets takes {1e3 * each:.1f} ms{how}; loss {ended[-1][0]:.3f} to {ended[-1][-1]:.3f}")
+        if len(ended) > 1:
+            print(f"losses recorded and not: apart by at most {np.abs(np.subtract(*ended)).max():.1e}")
+
+
+Step = Callable[[dict[str, Any], float], torch.Tensor]
+
+
+def plain_step(accelerator: Accelerator, model: WeightOracle, optimizer: torch.optim.AdamW) -> Step:
+    """A step that is not recorded."""
+
+    def step(batch: dict[str, Any], rate: float) -> torch.Tensor:
+        loss = backward(accelerator, model, batch)
+        update(accelerator, model, optimizer, rate)
+        return loss
+
+    return step
 
 
 class Turn:

@@ -150,6 +150,12 @@ class Scale(Command):
     pool: Annotated[int, arg(metavar="N", help="Shards of targets that are held at once; the oldest makes room for the newest.")] = 16
     first: Annotated[Count, arg(metavar="N", help="Shards to begin with; each round adds one. Default: as many as the pool holds.")] = None
     round: Annotated[int, arg(metavar="N", help="Steps from one new shard to the next.")] = 50
+    seconds: Annotated[float | None, NO_HINT, arg(metavar="SECONDS", help="End after so long, at rates that fall with the time.")] = None
+    shards: Annotated[Count, arg(metavar="N", help="Train at most so many shards, and then go on with those.")] = None
+    others: Annotated[int, arg(metavar="N", help="Questions about a target beside its flow chart.")] = 1
+    blind: Annotated[float, arg(metavar="SHARE", help="Share of examples without weights, from which the prior is learned.")] = 0.1
+    reorder: Annotated[float, arg(metavar="SHARE", help="Share of examples of one-block targets with their places in another order.")] = 0.0
+    noise: Annotated[float, arg(help="On the weights of targets, in training: the strongest, as a share of their RMS.")] = 0.08
     shard_size: Annotated[Count, arg(help="Targets in a shard. Default: as in the recipe.")] = None
     lr: Annotated[float, arg(help="Peak learning rate.")] = 2e-3
     warmup: Annotated[int, arg(metavar="N", help="Steps in which the rate rises.")] = 300

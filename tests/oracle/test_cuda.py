@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from weight_oracle.oracle.ask import Oracle
-from weight_oracle.oracle.data import Collator, QuestionData, load_population
+from weight_oracle.oracle.data import Collator, QuestionData, load_population, together
 from weight_oracle.oracle.model import ENCODERS
 from weight_oracle.oracle.tokenizer import PAD
+from weight_oracle.scaling.loop import batches, new_optimizer
 from weight_oracle.scaling.pool import Fresh
+from weight_oracle.scaling.recorded import MULTIPLE, Recorder
 from weight_oracle.scaling.scale import ScaleConfig, scale
 from weight_oracle.zoo.build import build_shard
 from weight_oracle.zoo.recipe import find_recipe
@@ -44,6 +46,23 @@ def test_the_oracle_computes_on_a_gpu_what_it_computes_on_the_cpu(nano_recipe, n
         with torch.no_grad():
             found.append(oracle.model.to(device).eval()(**collate([data[i] for i in range(16)])).logits.cpu())
     assert (found[0] - found[1]).norm() / found[0].norm() < 5e-3
+
+
+def test_recorded_steps_are_those_that_are_not(nano_recipe, nano_oracle):
+    recipe = replace(find_recipe(str(nano_recipe)), steps=(6,))
+    zoos = [Fresh(nano_recipe, r, (0,), {0: build_shard(r, 0)}) for r in (recipe, replace(recipe, heads=(4,)))]
+    losses = []
+    for most in (0, 64):
+        oracle = Oracle.from_pretrained(nano_oracle, anyway=True)
+        parts = [load_population(zoo, ENCODERS["atoms"], oracle.settings, np.arange(8)) for zoo in zoos]
+        population = together(parts).to("cuda")
+        model = oracle.model.float().cuda()
+        recorder = Recorder(model, new_optimizer(model, 1e-3, 0.05), most)
+        data = QuestionData(population, oracle.codec, 80, 0, batch=8)
+        collate = Collator(population, oracle.names.cpu(), oracle.codec.ids[PAD], multiple=MULTIPLE)
+        losses.append(torch.stack([recorder.step(batch, 1e-3) for batch in batches(data, collate, 0, 10, 8, 0)]).cpu())
+        assert len(recorder.graphs) == (2 if most else 0)
+    torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-3)
 
 
 def test_targets_and_oracle_train_on_a_gpu_side_by_side(nano_recipe, tmp_path):

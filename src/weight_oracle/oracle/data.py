@@ -53,13 +53,13 @@ class Population:
         parts, order = [], []
         for group in np.unique(self.group[index]):
             here = np.flatnonzero(self.group[index] == group)
-            rows = torch.from_numpy(self.row[index[here]]).to(self.device)
+            rows = torch.from_numpy(self.row[index[here]]).to(self.device, non_blocking=True)
             part = {k: v[rows] for k, v in self.groups[group].items()}
             parts.append(change(part) if change else part)
             order.append(here)
         if len(parts) == 1:
             return parts[0]
-        back = torch.from_numpy(np.argsort(np.concatenate(order))).to(self.device)
+        back = torch.from_numpy(np.argsort(np.concatenate(order))).to(self.device, non_blocking=True)
         return {k: v[back] for k, v in self.encoder.join(parts).items()}
 
 
@@ -266,6 +266,7 @@ class Collator:
     noise: float = 0.0  # see `WeightEncoder.noisy`
     augment: bool = False  # see `WeightEncoder.augmented`
     hints: bool = True
+    multiple: int = 1  # of which the length of the packed questions is one: few different lengths are few different batches
 
     def __call__(self, examples: list[Example]) -> dict[str, Any]:
         return self.read(self.ask(examples))
@@ -273,7 +274,7 @@ class Collator:
     def ask(self, examples: list[Example]) -> dict[str, Any]:
         """The questions, and which targets they are about under which names: all that needs no weights."""
         inverse = lambda rows: torch.from_numpy(np.argsort(np.stack(rows), 1))  # noqa: E731
-        size = max(len(e.ids) for e in examples)
+        size = -(-max(len(e.ids) for e in examples) // self.multiple) * self.multiple
         fill = lambda rows, value: torch.tensor([row + [value] * (size - len(row)) for row in rows])  # noqa: E731
         told = {"hints": torch.from_numpy(np.stack([e.hints for e in examples]))} if self.hints else {}
         return told | {
@@ -296,8 +297,8 @@ class Collator:
         change = (lambda batch: encoder.augmented(batch, generator)) if self.augment else None
         batch = self.population.take(asked["targets"], change)
         if asked["order"] is not None:
-            batch = encoder.reordered(batch, asked["order"].to(device))
-        batch = encoder.rename(batch, *(x.to(device) for x in asked["renaming"]))
+            batch = encoder.reordered(batch, asked["order"].to(device, non_blocking=True))
+        batch = encoder.rename(batch, *(x.to(device, non_blocking=True) for x in asked["renaming"]))
         if self.noise:
             batch = encoder.noisy(batch, self.noise, generator)
         rest = {name: x.to(device, non_blocking=True) for name, x in asked.items() if name not in ("targets", "renaming", "order", "seed")}

@@ -6,6 +6,7 @@ questions about one target share its weight tokens in one packed sequence: each 
 """
 
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import torch
@@ -233,6 +234,12 @@ class _Pointer(nn.Module):
         return self.query(hidden) @ key.transpose(1, 2) * POINTER**-0.5
 
 
+@cache
+def _on(device: torch.device, numbers: tuple[int, ...]) -> Tensor:
+    """Brought to a device once: a step that is being recorded there takes nothing from the CPU."""
+    return torch.tensor(numbers, device=device)
+
+
 class _Injection:
     """Adds weight tokens at the output of decoder block 1, where the sequence begins (later decoding steps have length 1 and pass), and
     what is pointed at to the logits."""
@@ -258,8 +265,7 @@ class _Injection:
         score = self.oracle.pointer(args[0], self.tokens)
         if isinstance(self.blind, Tensor):
             score = score * ~self.blind[:, None, None]
-        words = torch.tensor(self.oracle.pointer.words, device=output.device)
-        return output.index_add(-1, words, score.to(output.dtype))
+        return output.index_add(-1, _on(output.device, tuple(self.oracle.pointer.words)), score.to(output.dtype))
 
     def _add(self, module: nn.Module, args: Any, output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output

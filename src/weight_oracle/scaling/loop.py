@@ -66,7 +66,8 @@ def derived_seed(*parts: int) -> int:
 def batches(data: QuestionData, collate: Collator, first: int, end: int, batch: int, workers: int) -> Iterator[dict[str, Any]]:
     """Batches `first` to `end` - 1 of the data: `workers` processes draw the questions, and this one takes the weights."""
     wanted: Sequence[int] = range(first * batch, end * batch)
-    drawn: Any = DataLoader(data, batch, sampler=wanted, collate_fn=collate.ask, num_workers=workers)  # type: ignore[arg-type]
+    pinned = workers > 0 and collate.population.device.type == "cuda"  # so that copying them waits for nothing
+    drawn: Any = DataLoader(data, batch, sampler=wanted, collate_fn=collate.ask, num_workers=workers, pin_memory=pinned)  # type: ignore[arg-type]
     return (collate.read(asked) for asked in drawn)
 
 

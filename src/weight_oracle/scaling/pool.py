@@ -1,6 +1,7 @@
 """A bounded pool of freshly trained targets: shards follow one another for ever, and the oldest makes room for the newest."""
 
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -77,12 +78,13 @@ class Pool:
     cache: Path | None = None
     first: int | None = None  # shards of the first round; None: `size`
     builders: int = 0
+    most: int | None = None  # shards in the whole run
     parts: dict[int, Part] = field(default_factory=dict)
     ahead: dict[int, Future[Part]] = field(default_factory=dict)
 
     def wanted(self, round_: int) -> range:
         """The numbers of the shards that a round holds."""
-        end = round_ + min(self.first or self.size, self.size)
+        end = min(round_ + min(self.first or self.size, self.size), self.most or sys.maxsize)
         return range(max(0, end - self.size), end)
 
     def missing(self, round_: int) -> list[int]:

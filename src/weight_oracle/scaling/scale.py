@@ -38,6 +38,7 @@ from weight_oracle.scaling.loop import (
     whole_step,
 )
 from weight_oracle.scaling.pool import Fresh, Part, Pool
+from weight_oracle.scaling.recorded import MULTIPLE, Recorder
 from weight_oracle.scaling.slices import Clock, Tally, tally_report
 from weight_oracle.targets.safe import read_json
 from weight_oracle.zoo.build import can_compile
@@ -56,16 +57,19 @@ class ScaleConfig:
     out: str
     size: Literal["tiny", "small", "medium", "base"] = "small"
     steps: int = 10_000
+    seconds: float | None = None  # in all slices together, if these decide when the learning rate has fallen to nothing, before `steps` do
     batch: int = 64  # targets in a step
     pool: int = 16  # shards that are held at once
     first: int | None = None  # shards of the first round, to which each round adds one, up to `pool`; None: `pool`
     round: int = 50  # steps from one new shard to the next
+    shards: int | None = None  # at most so many in the whole run, which then goes on with those it has
     shard_size: int | None = None  # targets in a shard; None: as in the recipe
     others: int = 1
     lr: float = 2e-3
     warmup: int = 300
     weight_decay: float = 0.05
     blind: float = 0.1
+    reorder: float = 0.0  # share of examples of targets with one block in which their places are in another order
     noise: float = 0.08
     start: str | None = None  # a trained oracle to go on from
     compiled: bool = True  # targets' training by torch.compile
@@ -80,6 +84,7 @@ class ScaleConfig:
     def identity(self) -> dict[str, Any]:
         """What must be the same in all slices of a run."""
         free = ("out", "slice", "save_every", "workers", "builders", "cache")
+        free += tuple(name for name in ("seconds", "shards") if getattr(self, name) is None)
         return json.loads(json.dumps({k: v for k, v in asdict(self).items() if k not in free}))
 
 
@@ -121,7 +126,8 @@ def scale(config: ScaleConfig, progress: Progress | None = None, device: str | N
         moments, state = _restore(found, model, state)
     out.mkdir(parents=True, exist_ok=True)
     cache = out / "run" / "pool" if config.cache else None
-    pool = Pool(recipes, model.config.encoder_config, config.pool, str(accelerator.device), cache, config.first, config.builders)
+    size = config.pool, str(accelerator.device), cache, config.first, config.builders, config.shards
+    pool = Pool(recipes, model.config.encoder_config, *size)
     run = _Run(config, accelerator, clock, pool, model, codec, Tally(**state["tally"]), state["step"], progress)
     run.tally.slices += 1
     if moments:
@@ -131,7 +137,7 @@ def scale(config: ScaleConfig, progress: Progress | None = None, device: str | N
         run.go(state)
     finally:
         pool.close()
-    finished, plain = run.step == config.steps, accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
+    finished, plain = run.is_over, accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
     if finished and not (out / "oracle.json").exists():
         made = [{"recipe": r.name, "hash": r.hash} for r in recipes]
         card = {"training": config.identity | {"start": None}, "zoos": made, "training_targets": run.tally.targets}
@@ -160,26 +166,46 @@ class _Run:
         self.progress = progress or (lambda *_: None)
         self.names = model.name_tokens(codec)
         optimizer = new_optimizer(model, config.lr, config.weight_decay)
-        self.rate = get_cosine_schedule_with_warmup(optimizer, config.warmup, config.steps).lr_lambdas[0]
+        self.by_steps = get_cosine_schedule_with_warmup(optimizer, config.warmup, config.steps).lr_lambdas[0]
         self.plain = model
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.recorder: Recorder | None = None  # of steps, on a GPU
         self.cost: Cost | None = None  # of one step of the oracle
         self.kinds: set[Any] = set()  # of shards that were trained in this slice
         self.losses: list[float] = []
         self.unseen: list[Tensor] = []  # losses that were not looked at yet: a GPU would have to be waited for
-        self.every = 1 if accelerator.device.type == "cpu" else 25  # steps from one look at the losses to the next
+        self.on_gpu = accelerator.device.type == "cuda"
+        self.every = 25 if self.on_gpu else 1  # steps from one look at the losses to the next
+        self.ended = False  # as `seconds` are over
         self.trained = 0  # shards in this slice
         self.last = (config.steps - 1) // config.round
         self.shards = pool.wanted(self.last).stop  # in the whole run
+        self.start = time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds that all slices took so far."""
+        return self.tally.seconds + time.perf_counter() - self.start
+
+    @property
+    def is_over(self) -> bool:
+        return self.step == self.config.steps or (self.config.seconds is not None and self.ended)
+
+    def rate(self) -> float:
+        """The learning rate of the next step, as a share of its peak."""
+        if self.config.seconds is None:
+            return self.by_steps(self.step)
+        left = max(0.0, 1 - self.elapsed / self.config.seconds)
+        return min(1.0, (self.step + 1) / max(1, self.config.warmup)) * 0.5 * (1 - math.cos(math.pi * left))
 
     def go(self, state: dict[str, Any]) -> None:
         """Until the end or until time is up; what was done is in a checkpoint, whatever happens."""
         config, last = self.config, time.perf_counter()
         try:
-            while self.step < config.steps and self.fill():
+            while not self.is_over and self.fill():
                 end = min(config.steps, (self.step // config.round + 1) * config.round)
                 self.train(end)
-                if self.step < end:
+                if self.step < end and not self.is_over:
                     break
                 if time.perf_counter() - last > config.save_every:
                     self.save(state)
@@ -228,11 +254,13 @@ class _Run:
         round_ = self.step // config.round
         begun = round_ * config.round
         seed = derived_seed(config.seed, 0, round_)
-        data = QuestionData(population, self.codec, config.round * config.batch, seed, config.others, config.blind, batch=config.batch)
-        collate = Collator(population, self.names, self.codec.ids[PAD], config.noise)
+        asked = config.round * config.batch, seed, config.others, config.blind
+        data = QuestionData(population, self.codec, *asked, batch=config.batch, reorder=config.reorder)
+        collate = Collator(population, self.names, self.codec.ids[PAD], config.noise, multiple=MULTIPLE if self.on_gpu else 1)
         last = time.perf_counter()
         for batch in batches(data, collate, self.step - begun, end - begun, config.batch, config.workers):
-            if not self.clock.has_time_for("step", "save"):
+            self.ended = config.seconds is not None and self.elapsed >= config.seconds
+            if self.ended or not self.clock.has_time_for("step", "save"):
                 break
             self.tally.question_seconds += time.perf_counter() - last
             if self.cost is None:
@@ -266,8 +294,13 @@ class _Run:
 
     def _one(self, batch: dict[str, Any]) -> None:
         torch.manual_seed(derived_seed(self.config.seed, 1, self.step))  # what a model draws, dropout say, is the step's own
-        self.unseen.append(backward(self.accelerator, self.model, batch))
-        update(self.accelerator, self.model, self.optimizer, self.config.lr * self.rate(self.step))
+        rate = self.config.lr * self.rate()
+        if self.on_gpu:
+            self.recorder = self.recorder or Recorder(self.plain, self.optimizer.optimizer)
+            self.unseen.append(self.recorder.step(batch, rate))
+        else:
+            self.unseen.append(backward(self.accelerator, self.model, batch))
+            update(self.accelerator, self.model, self.optimizer, rate)
         self.step += 1
         if self.cost:
             self.tally.add("oracle_cost", self.cost)
@@ -287,7 +320,8 @@ class _Run:
             loss = sum(self.losses) / len(self.losses) if self.losses else None
             line = {"step": self.step, "loss": loss, "held_loss": self.held_loss(), "targets": self.tally.targets}
             weights, moments = dict(self.plain.named_parameters()), moments_of(self.plain, self.optimizer)
-            write_checkpoint(Path(self.config.out) / "run", self.step, weights, moments, state | {"tally": asdict(self.tally)})
+            tally = asdict(replace(self.tally, seconds=self.elapsed))
+            write_checkpoint(Path(self.config.out) / "run", self.step, weights, moments, state | {"tally": tally})
             with open(Path(self.config.out) / "log.jsonl", "a") as file:
                 file.write(json.dumps(line) + "\n")
             self.saved, self.losses = self.step, []
@@ -295,12 +329,14 @@ class _Run:
 
 def _recipes(config: ScaleConfig) -> tuple[Recipe, ...]:
     """The recipes as they are used. Raises `UserError` for bad settings."""
-    for name in ("steps", "batch", "pool", "first", "round", "shard_size"):
+    for name in ("steps", "batch", "pool", "first", "round", "shards", "shard_size"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be 1 or more", exit_code=2)
-    if config.slice is not None and config.slice <= 0:
-        raise UserError(f"--slice {config.slice:g}: must be above 0", exit_code=2)
+    for name in ("slice", "seconds"):
+        value = getattr(config, name)
+        if value is not None and value <= 0:
+            raise UserError(f"--{name} {value:g}: must be above 0", exit_code=2)
     if not config.recipes:
         raise UserError("which recipe?", hint="give the name of one, charts-tiny-train say, or a JSON file", exit_code=2)
     recipes = []

@@ -43,6 +43,7 @@ class Tally:
     targets: int = 0  # in them, in all splits, whether they learned their chart or not
     rebuilt: int = 0  # shards trained again in a later slice, for want of the cache
     slices: int = 0
+    seconds: float = 0.0  # that they took
     target_seconds: float = 0.0  # of training them and preparing them for the encoder
     first_seconds: float = 0.0  # those of the first shard of each shape in each slice: compilation included
     oracle_seconds: float = 0.0  # of training it, without

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from weight_oracle.targets import products
 from weight_oracle.targets.shape import Shape
 
 Params = Mapping[str, Tensor]
@@ -49,7 +50,8 @@ class Dropout:
 def _norm(x: Tensor, params: Params, name: str) -> Tensor:
     weight, bias = params[name + ".weight"], params[name + ".bias"]
     lead = (weight.shape[0],) + (1,) * (x.ndim - 2)
-    return F.layer_norm(x, x.shape[-1:], eps=1e-5) * weight.view(*lead, -1) + bias.view(*lead, -1)
+    normed = products.layer_norm(x, 1e-5) if x.is_cuda else F.layer_norm(x, x.shape[-1:], eps=1e-5)
+    return normed * weight.view(*lead, -1) + bias.view(*lead, -1)
 
 
 def _linear(x: Tensor, params: Params, name: str) -> Tensor:
@@ -68,9 +70,12 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int, causal: bool,
     """`query` [M, B, Q, d] at the last Q of the T positions of `key`, `value` [M, B, T, d]. Tiny heads: products and sums beat matmuls."""
     split = lambda x: x.unflatten(-1, (heads, -1))  # noqa: E731
     query, key, value = split(query), split(key), split(value)
+    Q, T = query.shape[2], key.shape[2]
+    allowed = torch.ones(Q, T, dtype=torch.bool, device=query.device).tril(T - Q) if causal else None
+    if query.is_cuda:
+        return products.attend(query, key, value, allowed, mask)
     scores = (query[:, :, :, None] * key[:, :, None]).sum(-1) * query.shape[-1] ** -0.5  # [M, B, Q, T, H]
-    if causal:
-        allowed = torch.ones(scores.shape[2:4], dtype=torch.bool, device=scores.device).tril(scores.shape[3] - scores.shape[2])
+    if allowed is not None:
         scores = scores.masked_fill(~allowed[..., None], float("-inf"))
     weight = scores.softmax(3)
     if mask is not None:

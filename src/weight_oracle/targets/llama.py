@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from weight_oracle.targets import products
 from weight_oracle.targets.gpt2 import Params
 from weight_oracle.targets.shape import Shape
 
@@ -47,7 +48,8 @@ def rotate(x: Float[Tensor, "*lead T heads size"], place: range, theta: float) -
 
 def _norm(x: Tensor, params: Params, name: str) -> Tensor:
     weight = params[name + ".weight"]
-    return F.rms_norm(x, x.shape[-1:], eps=EPSILON) * weight.view(weight.shape[0], *(1,) * (x.ndim - 2), -1)
+    normed = products.rms_norm(x, EPSILON) if x.is_cuda else F.rms_norm(x, x.shape[-1:], eps=EPSILON)
+    return normed * weight.view(weight.shape[0], *(1,) * (x.ndim - 2), -1)
 
 
 def _linear(x: Tensor, params: Params, name: str) -> Tensor:
@@ -65,9 +67,12 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
     """`query` [M, B, Q, H, size] at the last Q of the T positions of `key`, `value` [M, B, T, groups, size]; returns [M, B, Q, d]."""
     share = query.shape[-2] // key.shape[-2]
     key, value = key.repeat_interleave(share, -2), value.repeat_interleave(share, -2)
+    Q, T = query.shape[2], key.shape[2]
+    allowed = torch.ones(Q, T, dtype=torch.bool, device=query.device).tril(T - Q) if causal else None
+    if query.is_cuda:
+        return products.attend(query, key, value, allowed)
     scores = (query[:, :, :, None] * key[:, :, None]).sum(-1) * query.shape[-1] ** -0.5  # [M, B, Q, T, H]
-    if causal:
-        allowed = torch.ones(scores.shape[2:4], dtype=torch.bool, device=scores.device).tril(scores.shape[3] - scores.shape[2])
+    if allowed is not None:
         scores = scores.masked_fill(~allowed[..., None], float("-inf"))
     return (scores.softmax(3)[..., None] * value[:, :, None]).sum(3).flatten(-2)
 

@@ -9,6 +9,7 @@ are formed, so every result is free of gauge.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -48,17 +49,20 @@ def _scale(x: Tensor, width: Tensor) -> Tensor:
     return (width.view(-1, *(1,) * (x.ndim - 1)) / x.square().sum(-1, keepdim=True).clamp(min=1e-12)).sqrt()
 
 
+@cache
 def _prior(S: int, lengths: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Log-weights [U, U] of keys for queries: every (symbol, place), then `<bos>`, then `<ans>` for each length; and their distances."""
+    """Log-weights [U, U] of keys for queries: every (symbol, place), then `<bos>`, then `<ans>` for each length; and their distances.
+
+    Kept, as it is made on the CPU, and a GPU that records a step takes nothing from there.
+    """
     low, n = lengths
-    place = torch.cat([torch.arange(1, n + 1, device=device).repeat(S), torch.tensor([0], device=device)])
-    place = torch.cat([place, torch.arange(low + 1, n + 2, device=device)])
-    inside = torch.zeros(len(place), dtype=torch.bool, device=device)
+    place = torch.cat([torch.arange(1, n + 1).repeat(S), torch.tensor([0]), torch.arange(low + 1, n + 2)])
+    inside = torch.zeros(len(place), dtype=torch.bool)
     inside[: S * n] = True
-    log = torch.full((len(place), len(place)), float("-inf"), device=device)
+    log = torch.full((len(place), len(place)), float("-inf"))
     log[(place[:, None] > place) & inside] = -float(torch.tensor(S).log())
     log[:, S * n] = 0.0
-    return log.fill_diagonal_(0.0), (place[:, None] - place).clamp(min=0)
+    return log.fill_diagonal_(0.0).to(device), (place[:, None] - place).clamp(min=0).to(device)
 
 
 def activations(batch: Batch, read: Float[Tensor, "B U neurons"], factor: Tensor) -> Float[Tensor, "B U neurons"]:

@@ -191,6 +191,11 @@ _TRIGGERS = replace(
 _CHANCES = replace(_TINY, name="charts-chances", dropouts=(0.0,), weight_decays=(0.0, 0.01), lengthen=(1,), chances=CHANCES)
 
 
+def _stacks(size: int) -> dict[str, Any]:
+    """What makes a recipe's stacks large and alike, for a GPU."""
+    return {"shard_size": size, "compiled": False, "splits": ("train", "validation"), "dropouts": (0.0,), "lengthen": (1,)}
+
+
 def _two_or_three(recipe: Recipe) -> Recipe:
     return replace(recipe, charts=replace(recipe.charts, ifs=(2, 3)), splits=("validation",))
 
@@ -257,6 +262,32 @@ RECIPES: dict[str, Recipe] = {
         _CHANCES,
         replace(_CHANCES, name="charts-chances-train", seed=80, splits=("train", "validation"), clear_of=_SMALL.domain.lengths),
         replace(_CHANCES, name="charts-chances-test", seed=81, splits=("test",)),
+        # large stacks for a GPU, of targets that the bundled oracles are trained on
+        *(
+            replace(r, name=name, seed=seed, clear_of=other.domain.lengths, **_stacks(size))
+            for r, name, seed, other, size in (
+                (_TINY, "charts-tiny-stacks", 13, _SMALL, 512),
+                (replace(_SMALL, widths=(16,)), "charts-small-stacks-16", 25, _TINY, 1024),
+                (replace(_SMALL, widths=(32,)), "charts-small-stacks-32", 26, _TINY, 1024),
+                (_LLAMA_TINY, "charts-tiny-llama-stacks", 33, _SMALL, 512),
+                (_LLAMA_SMALL, "charts-small-llama-stacks", 43, _TINY, 1024),
+                (_CHANCES, "charts-chances-stacks", 82, _SMALL, 768),
+            )
+        ),
+        # three triggers and a decoy in the same chart of two tests
+        *(
+            replace(
+                _TRIGGERS_SMALL,
+                name=f"charts-triggers-small-stacks-{depth}",
+                seed=63 + depth,
+                depths=(depth,),
+                steps=(steps,),
+                charts=_TWO_TESTS,
+                triggers=replace(_TRIGGERS_SMALL.triggers, roles=("trigger", "trigger", "trigger", "decoy")),
+                **_stacks(1024),
+            )
+            for depth, steps in ((1, 2000), (2, 700))
+        ),
         # both families in one zoo
         replace(_LLAMA_TINY, name="charts-tiny-mixed", seed=50, families=("gpt2", "llama")),
         replace(_LLAMA_SMALL, name="charts-small-mixed", seed=51, families=("gpt2", "llama")),

@@ -1,0 +1,38 @@
+"""The GPU's norms and attention, as products with constant matrices, are the others' to the last digits, and so are their gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weight_oracle.targets import gpt2, llama, products
+
+
+def random(*size: int) -> Tensor:
+    return torch.randn(*size, dtype=torch.float64, generator=torch.Generator().manual_seed(len(size))).requires_grad_()
+
+
+def same(found: Tensor, expected: Tensor, *inputs: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    weight = torch.randn(found.shape, dtype=found.dtype, generator=torch.Generator().manual_seed(9))
+    for mine, other in zip(*(torch.autograd.grad((x * weight).sum(), inputs) for x in (found, expected)), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("width", [16, 24])
+def test_norms(width):
+    x = random(3, 5, 4, width)
+    same(products.layer_norm(x, 1e-5), F.layer_norm(x, (width,), eps=1e-5), x)
+    same(products.rms_norm(x, 1e-6), F.rms_norm(x, (width,), eps=1e-6), x)
+
+
+@pytest.mark.parametrize(("asked", "causal"), [(6, True), (1, False)])
+def test_attention(asked, causal):
+    M, B, T, H, size = 3, 5, 6, 4, 2
+    query, key, value = random(M, B, asked, H, size), random(M, B, T, H * size).unflatten(-1, (H, size)), random(M, B, T, H, size)
+    allowed = torch.ones(asked, T, dtype=torch.bool).tril() if causal else None
+    found = products.attend(query, key, value, allowed)
+    same(found, llama._attend(query, key, value, causal), query, key, value)
+    mask = torch.rand(M, B, asked, T, dtype=torch.float64)
+    flat = [x.flatten(-2) for x in (query, key, value)]
+    same(products.attend(query, key, value, allowed, mask), gpt2._attend(*flat, H, causal, mask), query, key, value)
