@@ -129,6 +129,26 @@ def test_a_pool_may_begin_small_and_grow():
     assert [list(pool.wanted(round_)) for round_ in range(5)] == [[0, 1], [0, 1, 2], [0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 5]]
 
 
+def test_a_run_may_train_so_many_shards_and_no_more():
+    pool = Pool((), EncoderConfig(), 8, first=2, most=4)
+    assert [pool.wanted(round_) for round_ in range(4)] == [range(0, 2), range(0, 3), range(0, 4), range(0, 4)]
+
+
+def test_a_run_may_end_with_the_time_and_the_rate_falls_with_it(config, straight, tmp_path, monkeypatch):
+    now, rates = [0.0], []
+    monkeypatch.setattr(_Run, "elapsed", property(lambda run: now[0]))
+
+    def update(accelerator, model, optimizer, rate):
+        rates.append(rate)
+        now[0] += 1
+
+    monkeypatch.setattr("weight_oracle.scaling.scale.update", update)
+    done = scale(replace(config, out=str(tmp_path / "timed"), steps=1000, seconds=4.0, warmup=1, shards=3))
+    assert done.finished and done.step == 4 and done.report["shards"] == 3
+    assert rates == pytest.approx([config.lr * x for x in (1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2)])
+    assert (tmp_path / "timed" / "oracle.json").exists()
+
+
 def test_targets_that_are_trained_ahead_are_the_same(config, straight, tmp_path):
     """By processes of their own, which begin with the shards of rounds to come; questions are drawn by others."""
     ahead = replace(config, out=str(tmp_path / "ahead"), builders=2, workers=1)
@@ -239,6 +259,19 @@ def test_the_floors_are_there(config, straight, quick):
     peak = device_peak(torch.device("cpu"))
     assert peak.measured and 1e8 < peak.vector < 1e14 and 1e8 < peak.bandwidth < 1e13
     assert report(Cost(1e9, 0, 4e9), 8.0, replace(peak, matmul=1e9, vector=5e8, bandwidth=1e9), tf32=False)["times"] == 2
+
+
+def test_counting_keeps_nothing_of_what_it_counted():
+    weight = torch.ones(4, requires_grad=True)
+    of = lambda: weight.view_as(weight).grad_fn.next_functions[0][0]  # noqa: E731
+
+    def step():
+        weight.exp()  # saves its own output, and no loss depends on it
+        of().metadata["met"] = True
+        (weight * weight).sum().backward()
+
+    floors.step_cost(step, 4)
+    assert not of().metadata
 
 
 def test_matrix_products_are_counted_as_they_are():

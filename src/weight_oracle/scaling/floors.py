@@ -83,7 +83,7 @@ def counting(found: list[Cost]) -> Iterator[None]:
     def pack(x: Tensor) -> Tensor:
         if not (x.is_leaf and x.requires_grad):  # weights are counted once, with their moments
             saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
+        return x.detach()  # an output that saved itself, and of which no loss depends, would be kept for ever
 
     with FlopCounterMode(display=False) as products, _Others() as others, saved_tensors_hooks(pack, lambda x: x):
         yield

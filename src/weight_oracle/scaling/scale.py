@@ -135,13 +135,14 @@ def scale(config: ScaleConfig, progress: Progress | None = None, device: str | N
     peak = device_peak(accelerator.device)
     try:
         run.go(state)
-    finally:
+        finished, plain = run.is_over, accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
+        if finished and not (out / "oracle.json").exists():
+            made = [{"recipe": r.name, "hash": r.hash} for r in recipes]
+            card = {"training": config.identity | {"start": None}, "zoos": made, "training_targets": run.tally.targets}
+            card |= {"after": before} if before else {}
+            Oracle(plain.to(torch.bfloat16), codec, card).save_pretrained(out, max_shard_size=FILE)
+    finally:  # last: builders that are ended at their work can take a GPU that is shared (MPS) with them
         pool.close()
-    finished, plain = run.is_over, accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
-    if finished and not (out / "oracle.json").exists():
-        made = [{"recipe": r.name, "hash": r.hash} for r in recipes]
-        card = {"training": config.identity | {"start": None}, "zoos": made, "training_targets": run.tally.targets}
-        Oracle(plain.to(torch.bfloat16), codec, card | ({"after": before} if before else {})).save_pretrained(out, max_shard_size=FILE)
     full = not finished or "calibration" in read_json(out / "oracle.json") or run.fill()  # targets to calibrate with
     return Scaled(out, run.step, finished and full, tally_report(run.tally, peak, tf32=not use_cpu), pool)
 
