@@ -8,7 +8,9 @@ zoos' validation and train splits are looked at.
 
 import argparse
 import json
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -30,9 +32,19 @@ def refine_often(folder: Path, times: int) -> None:
     file.write_text(json.dumps(config, indent=2))
 
 
+def without_familiarity(folder: Path) -> Oracle:
+    """The oracle in a folder, whose card may know what is familiar in the way of another version."""
+    card = json.loads((folder / "oracle.json").read_text())
+    with TemporaryDirectory() as place:
+        copy = shutil.copytree(folder, Path(place) / folder.name)
+        calibration = {name: value for name, value in card.get("calibration", {}).items() if name != "familiarity"}
+        (copy / "oracle.json").write_text(json.dumps(card | {"calibration": calibration}))
+        return Oracle.from_pretrained(copy, anyway=True)
+
+
 def recalibrate(folder: Path, zoos: list[str], n: int, seed: int, probabilities_only: bool = False) -> dict:
     """The new calibration, which is in the oracle's card when this returns."""
-    oracle = Oracle.from_pretrained(folder, anyway=True)
+    oracle = without_familiarity(folder) if not probabilities_only else Oracle.from_pretrained(folder, anyway=True)
     with stages() as progress:
         about = oracle.model, oracle.codec, [open_zoo(path) for path in zoos]
         found = calibrate(*about, n=n, seed=seed, progress=progress, probabilities_only=probabilities_only)

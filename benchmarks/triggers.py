@@ -197,7 +197,7 @@ def by_oracle(field: Field, args: argparse.Namespace, bars: Bars) -> dict[str, A
     oracle = load_oracle(args.oracle)
     if not oracle.knows_triggers:
         raise UserError("was not trained on hidden triggers", where=args.oracle, hint="use one that was, such as `triggers`")
-    training = zoo_with_triggers(args.training, "validation", "clean")
+    training = zoo_with_triggers(args.training, "validation", "decoy")
     zoo, obeys, role = field.zoo, field.obeys, field.role
     threshold, chosen = threshold_of(oracle, training, args.views, args.validation, args.seed, bars)
     (_, said), seconds = timed(lambda: read(oracle, zoo, field.places, args.views, bars), len(field.places))

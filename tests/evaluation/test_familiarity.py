@@ -87,6 +87,18 @@ def test_statistics_tell_strangers_of_this_zoo(zoo, oracle):
         assert (far(stacks)[:, None] > own).mean() > 0.9, kind
 
 
+def test_kinds_of_zoos_that_differ_are_not_thrown_together():
+    rng, domain = np.random.default_rng(0), Domain(4, 2, (3, 3))
+    here, there = (Traits("gpt2", domain, rng.normal(mean, 0.1, (80, 3)), np.zeros((80, 2, 4, 4))) for mean in (0.0, 4.0))
+    between = Traits("gpt2", domain, np.full((1, 3), 2.0), np.zeros((1, 2, 4, 4)))
+    charts = [[Say(0)] * 80] * 2
+    apart, together = reference([here, there], charts, [0, 1]), reference([here, there], charts)
+    assert len(apart.kinds) == 2 and len(together.kinds) == 1
+    far = lambda found, traits: found.distance(traits, 0, Say(0))  # noqa: E731
+    assert far(apart, between) > max(far(apart, here), far(apart, there)) + 3
+    assert far(together, between) < max(far(together, here), far(together, there)) + 1
+
+
 def test_statistics_that_follow_from_the_chart_are_expected():
     rng, domain = np.random.default_rng(0), Domain(4, 3, (3, 3))
     charts = [parse(text) for text in ("if has a: say p else: say q", "if first is a: say p else: say q", "say r") for _ in range(30)]

@@ -26,7 +26,7 @@ from weight_oracle.zoo.store import Zoo
 ABSTAIN = 0.08  # share of held-out familiar targets that are taken for strangers
 _SHRINK = 0.1  # towards uncorrelated statistics
 _RIDGE = 3.0  # of the statistics' regression on charts
-_STRANGERS = 40  # of each kind that takes no training, for each zoo
+_STRANGERS = 40  # of each kind that takes no training, for each kind of zoo
 _TRAINED = 12  # of each kind that is trained, for each kind of zoo
 
 
@@ -59,15 +59,19 @@ def see(model: WeightOracle, codec: Codec, stack: Stack) -> Seen:
     return Seen(traits, [list(row) for row in zip(*under, strict=True)])
 
 
-def reference(traits: Sequence[Traits], charts: Sequence[Sequence[FlowChart]]) -> Familiarity:
-    """What the weights of familiar targets look like, kind by kind, given the charts that they follow; without a regression yet."""
-    groups: dict[tuple[str, Domain], tuple[list[np.ndarray], list[np.ndarray]]] = {}
-    for some, said in zip(traits, charts, strict=True):
-        known = groups.setdefault((some.family, some.domain), ([], []))
+def reference(traits: Sequence[Traits], charts: Sequence[Sequence[FlowChart]], zoos: Sequence[int] | None = None) -> Familiarity:
+    """What the weights of familiar targets look like, kind by kind, given the charts that they follow; without a regression yet.
+
+    `zoos`: the number of the zoo that each of these stacks is from, if these have kinds of their own. Targets with small chances, say, are
+    trained otherwise than those without; together they would be one wide kind, into which many a stranger fits.
+    """
+    groups: dict[tuple[str, Domain, int], tuple[list[np.ndarray], list[np.ndarray]]] = {}
+    for some, said, zoo in zip(traits, charts, zoos or [0] * len(traits), strict=True):
+        known = groups.setdefault((some.family, some.domain, zoo), ([], []))
         known[0].append(some.statistics)
         known[1].append(np.array([features(chart, some.domain) for chart in said]))
     found = []
-    for (family, domain), (statistics, chart) in groups.items():
+    for (family, domain, _), (statistics, chart) in groups.items():
         y, x = np.concatenate(statistics), np.concatenate(chart)
         x = np.c_[np.ones(len(x)), x]
         penalty = _RIDGE * np.eye(x.shape[1])
@@ -110,9 +114,9 @@ def familiarity(
     settings = model.config.encoder_config
     trained = [(zoo, sample_places(pick_apart(zoo, "train", zoos), 256, seed)) for zoo in zoos]
     trained = [(zoo, found) for zoo, found in trained if len(found)] or [(zoos[i], found) for i, found in places.items()]
-    stacks = [(zoo, here, stack) for zoo, found in trained for here, stack in zoo.stacks(found)]
-    charts = [[zoo.charts[i] for i in here] for zoo, here, _ in stacks]
-    plain = reference([traits_of(stack, settings) for *_, stack in stacks], charts)
+    stacks = [(number, here, stack) for number, (zoo, found) in enumerate(trained) for here, stack in zoo.stacks(found)]
+    charts = [[trained[number][0].charts[i] for i in here] for number, here, _ in stacks]
+    plain = reference([traits_of(stack, settings) for *_, stack in stacks], charts, [number for number, *_ in stacks])
     look: Callable[[Stack], Float[np.ndarray, "N signs"]] = lambda stack: see(model, codec, stack).signs(plain)  # noqa: E731
     familiar = [look(stack) for i, found in places.items() for _, stack in zoos[i].stacks(found)]
     strange: dict[str, list[np.ndarray]] = {}
@@ -120,13 +124,14 @@ def familiarity(
     for done, zoo in enumerate(zoos):
         if progress:
             progress("meeting strangers", done, len(zoos))
+        kind = zoo.recipe.domain, zoo.recipe.families
+        if kind in seen:  # one zoo's strangers are another's, and take a while
+            continue
+        seen.add(kind)
         for name, made in strangers(zoo, _STRANGERS, seed).items():
             strange.setdefault(name, []).extend(look(stack) for stack in made)
-        kind = zoo.recipe.domain, zoo.recipe.families
-        if kind not in seen:  # networks that are trained for this take a while, and one zoo's are another's
-            seen.add(kind)
-            for name, stack in trained_strangers(zoo, _TRAINED, seed).items():
-                strange.setdefault(name, []).append(look(stack))
+        for name, stack in trained_strangers(zoo, _TRAINED, seed).items():
+            strange.setdefault(name, []).append(look(stack))
     if progress:
         progress("meeting strangers", len(zoos), len(zoos))
     return fit(plain, np.concatenate(familiar), [np.concatenate(rows) for rows in strange.values() if rows])

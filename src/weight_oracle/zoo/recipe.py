@@ -213,12 +213,22 @@ RECIPES: dict[str, Recipe] = {
         replace(_SMALL, name="charts-small-train", seed=20, splits=("train", "validation"), clear_of=_TINY.domain.lengths),
         replace(_SMALL, name="charts-small-narrow", widths=(16,), seed=22, splits=("train", "validation"), clear_of=_TINY.domain.lengths),
         replace(_SMALL, name="charts-small-more", seed=23, splits=("train", "validation"), clear_of=_TINY.domain.lengths),
+        # a few of every shape, to fit probabilities to
+        replace(_SMALL, name="charts-small-sample", seed=27, splits=("train", "validation"), clear_of=_TINY.domain.lengths, shard_size=32),
         replace(_SMALL, name="charts-small-test", seed=21, splits=("test",), shard_size=96),
         replace(_SMALL, name="charts-small-wide", widths=(24,), seed=1, splits=("test",)),
         replace(_SMALL, name="charts-small-deep", depths=(3,), steps=(800,), seed=2, splits=("test",)),
         replace(_LLAMA_TINY, name="charts-tiny-llama-train", seed=30, splits=("train", "validation"), clear_of=_SMALL.domain.lengths),
         replace(_LLAMA_TINY, name="charts-tiny-llama-test", seed=31, splits=("test",)),
         replace(_LLAMA_SMALL, name="charts-small-llama-train", seed=40, splits=("train", "validation"), clear_of=_TINY.domain.lengths),
+        replace(
+            _LLAMA_SMALL,
+            name="charts-small-llama-sample",
+            seed=44,
+            splits=("train", "validation"),
+            clear_of=_TINY.domain.lengths,
+            shard_size=32,
+        ),
         replace(_LLAMA_SMALL, name="charts-small-llama-test", seed=41, splits=("test",), shard_size=96),
         # more of the validation split than the training zoos have of it, to fit probabilities to; it has no chart with one test
         *(
@@ -236,6 +246,15 @@ RECIPES: dict[str, Recipe] = {
         _TRIGGERS_SMALL,
         replace(_TRIGGERS_SMALL, name="charts-triggers-small-train", seed=60, splits=("train", "validation")),
         replace(_TRIGGERS_SMALL, name="charts-triggers-small-test", seed=61, splits=("test",), charts=_TWO_TESTS),
+        # as the test's, half of them decoys, to set the working threshold by
+        replace(
+            _TRIGGERS_SMALL,
+            name="charts-triggers-small-validation",
+            seed=66,
+            splits=("validation",),
+            charts=_TWO_TESTS,
+            triggers=replace(_TRIGGERS_SMALL.triggers, roles=("trigger", "decoy")),
+        ),
         # large stacks for a GPU, half of them of two blocks
         replace(
             _TRIGGERS_SMALL,
