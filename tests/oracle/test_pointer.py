@@ -5,7 +5,8 @@ import torch
 
 from weight_oracle.oracle.data import Collator, QuestionData
 from weight_oracle.oracle.generate import generate, likelihood
-from weight_oracle.oracle.model import WeightOracle, WeightOracleConfig
+from weight_oracle.oracle.model import WeightOracle, WeightOracleConfig, _on
+from weight_oracle.weights.expected import _prior
 
 
 @pytest.fixture
@@ -71,3 +72,12 @@ def test_gradients_reach_query_and_key(model, population, codec):
     loss = model.train()(**collated(model, population, codec)).loss
     loss.backward()
     assert model.pointer.query.weight.grad.abs().max() > 0 and model.pointer.key.weight.grad.abs().max() > 0
+
+
+def test_what_is_kept_in_inference_can_be_trained_with(model, population, codec):
+    _on.cache_clear()
+    _prior.cache_clear()
+    batch = collated(model, population, codec)
+    with torch.inference_mode():
+        model(**batch)
+    model(**batch).loss.backward()

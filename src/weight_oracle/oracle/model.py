@@ -235,6 +235,7 @@ class _Pointer(nn.Module):
 
 
 @cache
+@torch.inference_mode(False)  # what is kept may be used in training later
 def _on(device: torch.device, numbers: tuple[int, ...]) -> Tensor:
     """Brought to a device once: a step that is being recorded there takes nothing from the CPU."""
     return torch.tensor(numbers, device=device)

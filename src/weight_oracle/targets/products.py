@@ -12,12 +12,14 @@ from torch import Tensor
 
 
 @cache
+@torch.inference_mode(False)  # what is kept may be used in training later
 def _mean(width: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "d d"]:
     """Gives the mean of a row in each of its places."""
     return torch.full((width, width), 1 / width, device=device, dtype=dtype)
 
 
 @cache
+@torch.inference_mode(False)
 def _heads(heads: int, size: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "d H"]:
     """Gives the sum over each head's numbers."""
     return torch.eye(heads, device=device, dtype=dtype).repeat_interleave(size, 0)

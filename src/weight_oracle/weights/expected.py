@@ -50,6 +50,7 @@ def _scale(x: Tensor, width: Tensor) -> Tensor:
 
 
 @cache
+@torch.inference_mode(False)  # what is kept may be used in training later
 def _prior(S: int, lengths: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
     """Log-weights [U, U] of keys for queries: every (symbol, place), then `<bos>`, then `<ans>` for each length; and their distances.
 
