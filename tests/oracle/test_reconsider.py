@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -116,23 +115,7 @@ def test_the_same_in_every_order_of_views_that_say_the_same(make_model, codec, p
     assert again is not None and again.best().text == found.best().text
     plain = likelihood(model, codec, tokens[:1].expand(len(found.charts), -1, -1), phrasing("chart", 0), [to_text(c) for c in found.charts])
     assert torch.allclose(plain, found.likelihood, atol=1e-3)
-    tempered = consider(model, codec, tokens, views, replies, replace(expectation, temperature=2.0), domain, 4)
-    assert tempered is not None and torch.allclose(2 * tempered.likelihood, found.likelihood, atol=1e-4)
-    assert torch.equal(tempered.gap, found.gap)  # of what is expected without weights
     assert consider(model, codec, tokens, views, [Reply("nonsense", 1.0)], expectation, domain, 4) is None
-
-
-def test_a_temperature_lets_a_chart_win_that_the_oracle_is_too_sure_not_to_be():
-    charts = [parse("if count c >= 3: say s else: say p"), parse("if count c >= 2: say s else: say p")]
-    sure, gap = torch.tensor([0.0, -6.8]), torch.tensor([0.0, 6.7])
-    assert Considered(charts, sure, gap).best().text == to_text(charts[0])
-    assert Considered(charts, sure / 1.5, gap).best().text == to_text(charts[1])
-
-
-@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, "warm"])
-def test_a_card_with_a_temperature_that_cannot_be_is_refused(temperature):
-    with pytest.raises((TypeError, ValueError)):
-        Expectation.from_card({"calibration": {"expectation": {"temperature": temperature}}})
 
 
 def test_each_symbol_of_a_pattern_is_drawn_by_itself():

@@ -104,7 +104,7 @@ def calibrate(
     splits = [split] if split else ["train", "validation", "test"]
     expectation = expect(oracle_model, codec, zoos, seed)
     said: dict[str, list[tuple[float, float, bool]]] = {}
-    predictions, losses, held, pieces = [], [], {}, []
+    predictions, losses, held = [], [], {}
     targets = 0
     every = [sample_places(np.concatenate([pick_apart(zoo, name, zoos) for name in splits]), n, seed) for zoo in zoos]
     missing = stand_ins(zoos, every, seed) if split == "validation" else [places[:0] for places in every]
@@ -117,19 +117,15 @@ def calibrate(
         predictions.append(own)
         losses += [] if probabilities_only else _losses(subjects, own, seed, progress)
         targets += len(subjects)
-        pieces.append(subjects)
-        if len(more):
-            pieces.append(encode(oracle_model, codec, zoo, more, progress, expectation=expectation))
+        pieces = [subjects, encode(oracle_model, codec, zoo, more, progress, expectation=expectation)] if len(more) else [subjects]
+        for some in pieces:
+            asked = draw_questions(some, seed)
+            for a, r in zip(asked, reply(some, asked, progress=progress), strict=True):
+                said.setdefault(a.question.kind, []).append((r.probability, r.share, is_right(a.question, r.text, some.domain)))
     if not targets:
         what = f"no target of the {' or '.join(splits)} split has learned its chart"
         raise UserError(what, where=", ".join(str(zoo.path) for zoo in zoos), hint="build more targets")
     temperature = fit_temperature(torch.cat([p.logits for p in predictions]), torch.cat([p.ids for p in predictions]))
-    expectation = replace(expectation, temperature=temperature)
-    for piece in pieces:
-        some = replace(piece, expectation=expectation)
-        asked = draw_questions(some, seed)
-        for a, r in zip(asked, reply(some, asked, progress=progress), strict=True):
-            said.setdefault(a.question.kind, []).append((r.probability, r.share, is_right(a.question, r.text, some.domain)))
     result: dict[str, Any] = {"temperature": temperature, "targets": targets}
     result["expectation"] = asdict(expectation)
     for kind, replies in sorted(said.items()):

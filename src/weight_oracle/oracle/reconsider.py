@@ -3,9 +3,8 @@
 An oracle never says, of its own accord, a kind of chart that it has never met: where all charts of one test `count a >= 2` belong to the
 test split, it has learned that such charts do not exist, whatever the weights say. What it has learned to expect shows without any
 weights; what charts are like shows in the frequencies of their tests. Where it expects a chart less than those say, the difference is a
-gap in its training, and is given back: p(chart | weights) times p(chart) by frequency over p(chart) as expected, Bayes' rule for a prior
-that has changed. Charts that differ from the replies in one test are compared so, by their likelihoods under a few renamings, at the
-temperature that fits the oracle's tokens best: the surer it is than it should be, the less a chart that it never met could win otherwise.
+gap in its training, and is given back: p(chart | weights) times p(chart) by frequency over p(chart) as expected, which is Bayes' rule for
+a prior that has changed. Charts that differ from the replies in one test are compared so, by their likelihoods under a few renamings.
 Nothing here knows the splits, and only weights are looked at: the target is not run.
 """
 
@@ -40,20 +39,17 @@ class Expectation:
     """What charts are like, apart from any target. Made by `evaluation.calibration`, kept in the oracle's card.
 
     `tests`: how frequent each kind of test is, by its kind and number ("has", "at 2"); `offset`: by the number of tests, what the
-    oracle's expectation of a chart is above the sum of its tests' log-frequencies, on average over its training; `temperature`: by which
-    its log-likelihoods are divided.
+    oracle's expectation of a chart is above the sum of its tests' log-frequencies, on average over its training.
     """
 
     tests: Mapping[str, float] = field(default_factory=dict)
     offset: Mapping[str, float] = field(default_factory=dict)
-    temperature: float = 1.0
 
     @classmethod
     def from_card(cls, card: Mapping[str, Any]) -> "Expectation":
         """Nothing is expected where the card says nothing. Raises TypeError, ValueError or AttributeError for what makes no sense."""
         found = cls(**card.get("calibration", {}).get("expectation", {}))
-        numbers = [*found.offset.values(), found.temperature]
-        if not all(0 < share <= 1 for share in found.tests.values()) or not all(map(math.isfinite, numbers)) or found.temperature <= 0:
+        if not all(0 < share <= 1 for share in found.tests.values()) or not all(math.isfinite(x) for x in found.offset.values()):
             raise ValueError("its card expects what cannot be")
         if unknown := {kind for kind, _ in found.options} - {*KINDS}:
             raise ValueError(f"its card expects {min(unknown)!r}, which is no test")
@@ -133,7 +129,7 @@ def candidates(replies: Sequence[Reply], expectation: Expectation, domain: Domai
 
 @dataclass(frozen=True)
 class Considered:
-    """Candidates with their log-likelihood under the weights (mean over views, at the expectation's temperature), and the gap of each."""
+    """Candidates with their log-likelihood under the weights (mean over views), and the gap of each."""
 
     charts: list[FlowChart]
     likelihood: Float[Tensor, " n"]
@@ -172,7 +168,6 @@ def consider(
     texts = [[to_text(canonical(rename(c, v.symbols, v.answers), domain)) for c in charts] for v in compared]
     under = tokens[: len(compared)].repeat_interleave(len(charts), 0)
     fit = likelihood(model, codec, under, question, [t for row in texts for t in row]).view(len(compared), -1).mean(0)
-    fit = fit / expectation.temperature
     plain = [to_text(c) for c in charts]
     expected = likelihood(model, codec, tokens[:1].expand(len(charts), -1, -1), question, plain, blind=True)
     gaps = [expectation.gap(c, e, domain.symbols) for c, e in zip(charts, expected.tolist(), strict=True)]
