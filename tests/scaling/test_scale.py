@@ -129,6 +129,14 @@ def test_a_pool_may_begin_small_and_grow():
     assert [list(pool.wanted(round_)) for round_ in range(5)] == [[0, 1], [0, 1, 2], [0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 5]]
 
 
+def test_an_oracle_of_small_chances_reads_them(config, quick, tmp_path, monkeypatch):
+    monkeypatch.setattr("weight_oracle.zoo.build._judge_chances", lambda *_: None)  # which these few steps would not do for
+    file = tmp_path / "chances.json"
+    file.write_text(json.dumps(json.loads(quick.read_text()) | {"chances": [0.1]}))
+    done = scale(replace(config, recipes=(str(file),), out=str(tmp_path / "out"), steps=1))
+    assert done.finished and json.loads((tmp_path / "out" / "oracle.json").read_text())["chances"] is True
+
+
 def test_a_run_may_train_so_many_shards_and_no_more():
     pool = Pool((), EncoderConfig(), 8, first=2, most=4)
     assert [pool.wanted(round_) for round_ in range(4)] == [range(0, 2), range(0, 3), range(0, 4), range(0, 4)]

@@ -139,6 +139,7 @@ def scale(config: ScaleConfig, progress: Progress | None = None, device: str | N
         if finished and not (out / "oracle.json").exists():
             made = [{"recipe": r.name, "hash": r.hash} for r in recipes]
             card = {"training": config.identity | {"start": None}, "zoos": made, "training_targets": run.tally.targets}
+            card |= {"chances": True} if any(r.chances for r in recipes) else {}
             card |= {"after": before} if before else {}
             Oracle(plain.to(torch.bfloat16), codec, card).save_pretrained(out, max_shard_size=FILE)
     finally:  # last: builders that are ended at their work can take a GPU that is shared (MPS) with them
