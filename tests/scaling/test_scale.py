@@ -155,6 +155,8 @@ def test_a_run_may_end_with_the_time_and_the_rate_falls_with_it(config, straight
     assert done.finished and done.step == 4 and done.report["shards"] == 3
     assert rates == pytest.approx([config.lr * x for x in (1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2)])
     assert (tmp_path / "timed" / "oracle.json").exists()
+    again = scale(replace(config, out=str(tmp_path / "timed"), steps=1000, seconds=4.0, warmup=1, shards=3))
+    assert again.finished and again.step == 4 and len(rates) == 4
 
 
 def test_targets_that_are_trained_ahead_are_the_same(config, straight, tmp_path):

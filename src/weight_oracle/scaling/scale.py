@@ -191,7 +191,7 @@ class _Run:
 
     @property
     def is_over(self) -> bool:
-        return self.step == self.config.steps or (self.config.seconds is not None and self.ended)
+        return self.step == self.config.steps or self.ended
 
     def rate(self) -> float:
         """The learning rate of the next step, as a share of its peak."""
@@ -215,7 +215,7 @@ class _Run:
         finally:
             if self.step > self.saved:
                 self.save(state)
-        if self.step == self.begun < config.steps and not (self.trained and config.cache):
+        if self.step == self.begun and not self.is_over and not (self.trained and config.cache):
             hint = "give a longer --slice, a smaller --pool, or --cache"
             raise UserError(f"{config.slice:g} seconds did not suffice for one step", where=config.out, hint=hint)
 
@@ -362,7 +362,7 @@ def _train_config(config: ScaleConfig, recipes: tuple[Recipe, ...]) -> TrainConf
 def _restore(folder: Path, model: WeightOracle, fresh: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Loads a checkpoint's weights; returns moments and state. Raises `UserError` if the run was begun in another way."""
     weights, moments, state = read_checkpoint(folder)
-    was = state.get("config", {})
+    was = ScaleConfig((), "").identity | state.get("config", {})  # a run that was begun before an option was there had its default
     if changed := [name for name, value in fresh["config"].items() if was.get(name) != value]:
         option = f"--{changed[0].replace('_', '-')}"
         what = f"its run was begun with {option} {was.get(changed[0])}, not {fresh['config'][changed[0]]}"
