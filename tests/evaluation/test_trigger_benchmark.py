@@ -120,7 +120,7 @@ def test_what_cannot_be_measured_is_refused_with_one_line(bench, made, zoo, trig
         ([oracle, zoo.path, test, "--methods", "oracle"], f"{zoo.path}: none of its targets hides a trigger"),
         ([oracle, zoo.path, test, "--methods", "detectors"], f"{zoo.path}: none of its targets hides a trigger"),
         ([oracle, train, train], f"{train}: no trigger target of its test split learned"),
-        ([oracle, test, test, "--methods", "oracle"], f"{test}: no clean target of its validation split learned"),
+        ([oracle, test, test, "--methods", "oracle"], f"{test}: no decoy target of its validation split learned"),
         ([oracle, train, lame], f"{lame}: no trigger target of its test split learned"),
         ([oracle, train, tmp_path], f"{tmp_path}: is not a zoo"),
         (["charts", train, test, "--methods", "oracle"], "charts: was not trained on hidden triggers"),
