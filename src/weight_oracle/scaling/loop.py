@@ -17,6 +17,7 @@ from transformers import Trainer
 from weight_oracle.oracle.data import Collator, QuestionData
 from weight_oracle.oracle.model import WeightOracle
 
+CLIP = 1.0  # largest norm of the gradients
 _STATE = ("exp_avg", "exp_avg_sq", "step")  # of AdamW, for each parameter
 
 
@@ -51,10 +52,10 @@ def backward(accelerator: Accelerator, model: torch.nn.Module, batch: dict[str, 
 
 
 def update(accelerator: Accelerator, model: torch.nn.Module, optimizer: Any, lr: float) -> None:
-    """Clip the gradients to norm 1, and move the weights."""
+    """Clip the gradients, and move the weights."""
     for group in optimizer.param_groups:
         group["lr"] = lr
-    accelerator.clip_grad_norm_(model.parameters(), 1.0)
+    accelerator.clip_grad_norm_(model.parameters(), CLIP)
     optimizer.step()
     optimizer.zero_grad()
 

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from weight_oracle.scaling.loop import CLIP
+
 MULTIPLE = 32  # of which the lengths of packed questions are one: each length would be recorded apart
 MOST = 64  # recordings; batches of further shapes are not recorded
-CLIP = 1.0  # norm of the gradients
 
 
 class Recorder:
