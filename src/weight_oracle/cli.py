@@ -111,7 +111,9 @@ class Train(Command):
     size: Annotated[Literal["tiny", "small", "medium", "base"], arg(help="Size of the encoder and of a new language model.")] = "small"
     backbone: Annotated[Text, arg(metavar="HF_MODEL", help="Start from this causal LM instead of a new small one.")] = None
     resume: Annotated[bool, NO_HINT, arg(help="Go on from the last checkpoint of a run that was stopped.")] = False
-    start: Annotated[Text, arg(metavar="ORACLE", help="Go on from this trained oracle instead of a new one.")] = None
+    start: Annotated[
+        Text, arg(metavar="ORACLE", help="Go on from this trained oracle, or a bundled one by its name, instead of a new one.")
+    ] = None
     encoding: Annotated[
         Literal["atoms", "chunk", "quantised", "svd", "svd2", "learned"], arg(help="How weights become tokens: docs/encodings.md.")
     ] = "atoms"
@@ -159,7 +161,9 @@ class Scale(Command):
     shard_size: Annotated[Count, arg(help="Targets in a shard. Default: as in the recipe.")] = None
     lr: Annotated[float, arg(help="Peak learning rate.")] = 2e-3
     warmup: Annotated[int, arg(metavar="N", help="Steps in which the rate rises.")] = 300
-    start: Annotated[Text, arg(metavar="ORACLE", help="Go on from this trained oracle instead of a new one.")] = None
+    start: Annotated[
+        Text, arg(metavar="ORACLE", help="Go on from this trained oracle, or a bundled one by its name, instead of a new one.")
+    ] = None
     compiled: Annotated[bool, arg(help="Train targets under torch.compile.")] = True
     save_every: Annotated[float, arg(metavar="SECONDS", help="From one checkpoint to the next.")] = 300.0
     workers: Annotated[int, arg(metavar="W", help="Processes that draw questions.")] = 0

@@ -10,6 +10,7 @@ import pytest
 from weight_oracle.errors import UserError
 from weight_oracle.truth.canonical import split_of
 from weight_oracle.truth.domain import Domain
+from weight_oracle.truth.flowchart import n_ifs, tests
 from weight_oracle.truth.triggers import TriggerDistribution
 from weight_oracle.zoo.recipe import (
     RECIPES,
@@ -123,6 +124,31 @@ def test_longer_training_goes_with_lower_rates():
     recipe = RECIPES["charts-tiny"]
     rates = np.array([draw_hyper(recipe, target_rng(recipe, i), 6)[0].lr for i in range(300)])
     assert recipe.lr[0] / 6 <= rates.min() < recipe.lr[0] / 4 and recipe.lr[1] / 2 < rates.max() <= recipe.lr[1]
+
+
+def test_charts_that_are_new_to_other_recipes_are_none_that_these_train_on():
+    recipe = RECIPES["charts-test"]
+    earlier = [RECIPES[name] for name in recipe.new_to]
+    drawn = [draw_chart(recipe, target_rng(recipe, i)) for i in range(60)]
+    careless = [draw_chart(replace(recipe, new_to=()), target_rng(recipe, i)) for i in range(60)]
+
+    def met(chart) -> bool:
+        """Trained on by one of them: they draw such charts, and this one is in their train split."""
+        kinds = {(test.kind, test.number) for test in tests(chart)}
+        return any(
+            n_ifs(chart) <= 3
+            and all(kind in r.charts.kinds for kind, _ in kinds)
+            and all(number <= 4 for kind, number in kinds if kind == "at")
+            and all(number <= r.charts.count[1] for kind, number in kinds if kind == "count")
+            and split_of(chart, r.domain) == "train"
+            for r in earlier
+        )
+
+    assert not any(map(met, drawn)) and sum(map(met, careless)) > 5
+    assert all(split_of(chart, recipe.domain) == "test" for chart in drawn)
+    assert recipe_from_dict(json.loads(recipe_json(recipe)), "") == recipe
+    with pytest.raises(UserError, match="'no-such' is unknown"):
+        recipe_from_dict(json.loads(recipe_json(recipe)) | {"new_to": ["no-such"]}, "")
 
 
 def test_training_charts_keep_clear_of_the_test_split_of_another_range_of_lengths():

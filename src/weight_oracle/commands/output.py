@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -61,12 +60,8 @@ def parse_range(text: str | None, separator: str, option: str, hint: str) -> tup
 
 
 def load_oracle(path: str | None, anyway: bool = False) -> "Oracle":
-    """The oracle in a folder, or a bundled one by its name; `bundled`, or none: the first. `anyway`: it answers even if it is blind."""
-    from weight_oracle.oracle.ask import Oracle
-    from weight_oracle.oracle.bundle import bundled, load_bundled
+    """As `oracle.bundle.load_oracle`; without a path, or for `bundled`, the first bundled one."""
+    from weight_oracle.oracle.bundle import load_bundled
+    from weight_oracle.oracle.bundle import load_oracle as load
 
-    if path is None or path == "bundled":
-        return load_bundled(anyway=anyway)
-    if path in bundled() and not Path(path).exists():
-        return load_bundled(path, anyway)
-    return Oracle.from_pretrained(path, anyway)
+    return load_bundled(anyway=anyway) if path in (None, "bundled") else load(path, anyway)

@@ -6,14 +6,15 @@ from pathlib import Path
 
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.ask import BUNDLED, Oracle
+from weight_oracle.targets.safe import read_json
 from weight_oracle.targets.target import Target
 
 
 def bundled() -> tuple[str, ...]:
-    """Their names, the first of which is the one that is loaded where none is asked for."""
-    folder = Path(str(files("weight_oracle"))) / "bundled"
-    names = sorted(place.name for place in folder.iterdir() if (place / "oracle.json").is_file())
-    return BUNDLED, *(name for name in names if name != BUNDLED)
+    """Their names: first the one that is loaded where none is asked for, then those that read fewer lengths before those that read more."""
+    places = [place for place in Path(str(files("weight_oracle"))).glob("bundled/*") if (place / "oracle.json").is_file()]
+    reads = {place.name: read_json(place / "config.json")["encoder"]["lengths"] for place in places}
+    return BUNDLED, *sorted(reads.keys() - {BUNDLED}, key=lambda name: (reads[name][1] - reads[name][0], name))
 
 
 def load_bundled(name: str = BUNDLED, anyway: bool = False) -> Oracle:
@@ -21,6 +22,13 @@ def load_bundled(name: str = BUNDLED, anyway: bool = False) -> Oracle:
     if name not in bundled():
         raise UserError(f"no bundled oracle is called {name!r}", hint=f"choose among {', '.join(bundled())}", exit_code=2)
     return Oracle.from_pretrained(Path(str(files("weight_oracle"))) / "bundled" / name, anyway)
+
+
+def load_oracle(path: str, anyway: bool = False) -> Oracle:
+    """The oracle in a folder, or a bundled one by its name. `anyway`: it answers even if it is blind."""
+    if path in bundled() and not Path(path).exists():
+        return load_bundled(path, anyway)
+    return Oracle.from_pretrained(path, anyway)
 
 
 def oracle_for(

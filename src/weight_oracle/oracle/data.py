@@ -123,12 +123,12 @@ def pick(zoo: Zoo, split: str, learned: bool = True) -> np.ndarray:
 def pick_apart(zoo: Zoo, split: str, others: Sequence[Zoo]) -> Int[np.ndarray, " n"]:
     """As `pick`, where an oracle is trained on `others` too, whose inputs may have other lengths, and so other splits.
 
-    No training target has a chart of the test split of any of them, and no other target behaves like a training target of one.
+    No training target has a chart that another's inputs put into another split, and no other target behaves like a training target of one.
     """
     domains = [other.recipe.domain for other in others if other.recipe.domain != zoo.recipe.domain]
     found = pick(zoo, split)
     if split == "train":
-        apart = [not any(split_of(zoo.charts[i], domain) == "test" for domain in set(domains)) for i in found]
+        apart = [all(split_of(zoo.charts[i], domain) == "train" for domain in set(domains)) for i in found]
     else:
         apart_from = [other for other in others if other.recipe.domain in domains]
         known = {(z.recipe.domain, behaviour_key(z.charts[i], z.recipe.domain)) for z in apart_from for i in pick(z, "train")}

@@ -28,9 +28,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.ask import Oracle
+from weight_oracle.oracle.bundle import load_oracle
 from weight_oracle.oracle.data import Collator, Population, QuestionData, load_population, pick_apart, together, with_orders
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, new_config
 from weight_oracle.oracle.tokenizer import BOS, EOS, PAD, SPECIALS, Codec, vocabulary
+from weight_oracle.oracle.widen import can_widen, like_others, widened
 from weight_oracle.truth.domain import default_names
 from weight_oracle.weights.encoder import EncoderConfig
 from weight_oracle.zoo.store import Zoo, open_zoo
@@ -233,22 +235,29 @@ def go_on_from(trained: Oracle, where: str, model: WeightOracle, codec: Codec) -
     """Gives a new oracle the weights of a trained one; returns how that was made. Raises `UserError` where they are not of one kind.
 
     A word that the trained one does not know keeps its random embedding, and one that does not point at names, refine its guesses, or see
-    logits in nats, learns to.
+    logits in nats, learns to. Where the new one reads more symbols or lengths, it begins as `widen` says.
     """
     kind = lambda c: (replace(c.encoder_config, families=(), refinements=0, sizes=False), c.backbone["model_type"], c.injection, c.gain)  # noqa: E731
     old, new = trained.model.state_dict(), model.state_dict()
+    reads, wider = trained.settings, model.config.encoder_config
+    if widens := can_widen(reads, wider) and (reads.symbols, reads.lengths) != (wider.symbols, wider.lengths):
+        old = widened(old, reads, wider)
+        kind = lambda c: (c.backbone["model_type"], c.injection, c.gain)  # noqa: E731
     missing = {part for part in ("pointer", "refine", "place_state") if getattr(trained.model, part) is None}
     sizes = () if trained.settings.sizes else ("encoder.answer_size.", "encoder.meeting_size.")
     old |= {name: tensor for name, tensor in new.items() if name.split(".")[0] in missing or name.startswith(sizes)}
     tables = {name for name in new if name.endswith(("embed_tokens.weight", "lm_head.weight"))}
     shapes = lambda tensors: {name: t.shape[name in tables :] for name, t in tensors.items()}  # noqa: E731
     if kind(trained.model.config) != kind(model.config) or shapes(old) != shapes(new):
-        hint = "give the options it was trained with, and zoos with inputs of the same lengths"
+        hint = "give the options it was trained with, and zoos whose inputs have the same lengths and symbols (or more, without patterns)"
         raise UserError("is an oracle of another size, encoding or domain", where=where, hint=hint)
     known = [word for word in codec.words if word in trained.codec.ids]
     for name in tables:
         rows = new[name].clone()
         rows[[codec.ids[word] for word in known]] = old[name][[trained.codec.ids[word] for word in known]]
+        if widens:  # it has only learned that it never says them
+            names = [codec.ids[word] for word in default_names(wider.symbols, wider.answers).symbols]
+            rows = like_others(rows, names[: reads.symbols], names[reads.symbols :])
         old[name] = rows
     model.load_state_dict(old)
     return {name: trained.card[name] for name in ("training", "zoos", "after") if name in trained.card}
@@ -293,7 +302,7 @@ def train(
         raise UserError("already holds a training run", where=str(out), hint="give --resume, or another folder")
     zoos = [open_zoo(path) for path in (config.zoo, *config.also)]
     codec = Codec(vocabulary())
-    start = Oracle.from_pretrained(config.start) if config.start else None
+    start = load_oracle(config.start) if config.start else None
     model = new_oracle(config, zoos, codec, start)
     before = go_on_from(start, str(config.start), model, codec) if start else None
     found = _data(zoos, "train", model, config.targets)

@@ -20,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.ask import Oracle
+from weight_oracle.oracle.bundle import load_oracle
 from weight_oracle.oracle.data import Collator, QuestionData
 from weight_oracle.oracle.model import WeightOracle
 from weight_oracle.oracle.tokenizer import PAD, Codec, vocabulary
@@ -117,7 +118,7 @@ def scale(config: ScaleConfig, progress: Progress | None = None, device: str | N
     accelerator = Accelerator(mixed_precision="no", cpu=use_cpu)
     codec = Codec(vocabulary())
     zoos = [Fresh(Path(recipe.name), recipe, tuple(range(len(recipe.shapes))), {}) for recipe in recipes]
-    start = Oracle.from_pretrained(config.start) if config.start else None
+    start = load_oracle(config.start) if config.start else None
     model = new_oracle(_train_config(config, recipes), zoos, codec, start)
     before = go_on_from(start, str(config.start), model, codec) if start else None
     state: dict[str, Any] = {"step": 0, "config": config.identity, "tally": asdict(Tally()), "recipes": [r.hash for r in recipes]}

@@ -13,7 +13,7 @@ from weight_oracle.targets.shape import EMBEDDING, Shape
 from weight_oracle.targets.train import Hyper, Schedule
 from weight_oracle.truth.canonical import split_of
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.flowchart import CHANCES, KINDS, FlowChart
+from weight_oracle.truth.flowchart import CHANCES, KINDS, FlowChart, n_ifs, tests
 from weight_oracle.truth.sample import ChartDistribution, sample_chart
 from weight_oracle.truth.triggers import KINDS as TRIGGER_KINDS
 from weight_oracle.truth.triggers import ROLES, UNIT, TriggerDistribution
@@ -25,7 +25,7 @@ ACTIVATIONS = ("gelu_new", "relu")
 FAMILIES = tuple(EMBEDDING)
 SPLITS = ("train", "validation", "test")
 RANGES = ("lengths", "clear_of", "lr", "at", "count", "contains", "pattern", "symbols")  # fields that are a lowest and a highest value
-_LATER = ("families", "shares", "thetas", "uniform", "triggers", "chances")  # fields that recipes without them had no need of
+_LATER = ("families", "shares", "thetas", "uniform", "triggers", "chances", "new_to")  # fields that recipes without them had no need of
 COMPARE = "compare it with the recipe.json of a zoo"
 
 
@@ -63,6 +63,7 @@ class Recipe:
     uniform: float = 0.0  # share of the checks that are drawn uniformly; the others are chart-biased
     triggers: TriggerDistribution = field(default_factory=TriggerDistribution)  # without kinds: none
     chances: tuple[float, ...] = ()  # every second target has, at one leaf, another answer with one of these; none: no target
+    new_to: tuple[str, ...] = ()  # draw no chart that one of these recipes trains on either: an oracle went on from there
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -107,9 +108,19 @@ def draw_chart(recipe: Recipe, rng: np.random.Generator) -> FlowChart:
     few = replace(recipe.charts, ifs=(int(rng.choice(recipe.charts.ifs)),))
     for _ in range(_TRIES):
         chart = sample_chart(few, recipe.domain, rng)
-        if split_of(chart, recipe.domain) in recipe.splits and not (other and split_of(chart, other) == "test"):
+        if split_of(chart, recipe.domain) not in recipe.splits or (other and split_of(chart, other) == "test"):
+            continue
+        if not any(_trains_on(RECIPES[name], chart) for name in recipe.new_to):
             return chart
     raise UserError(f"found no chart of the splits {', '.join(recipe.splits)} with {few.ifs[0]} tests", hint="allow more tests or splits")
+
+
+def _trains_on(recipe: Recipe, chart: FlowChart) -> bool:
+    """Whether a chart is one that the recipe can draw, under other names, and in its train split."""
+    charts, numbers = recipe.charts, {"at": recipe.charts.at, "count": recipe.charts.count}
+    inside = lambda t: t.kind not in numbers or numbers[t.kind][0] <= t.number <= numbers[t.kind][1]  # noqa: E731
+    drawn = n_ifs(chart) in charts.ifs and all(t.kind in charts.kinds and inside(t) for t in tests(chart))
+    return drawn and split_of(chart, recipe.domain) == "train"
 
 
 def draw_hyper(recipe: Recipe, rng: np.random.Generator, longer: float = 1) -> tuple[Hyper, int]:
@@ -242,7 +253,42 @@ RECIPES: dict[str, Recipe] = {
         ),
         _CHARTS,
         replace(_CHARTS, name="charts-train", seed=80, splits=("train", "validation")),
-        replace(_CHARTS, name="charts-test", seed=81, splits=("test",)),
+        # what a CPU can train in an hour; and a few of every shape
+        replace(
+            _CHARTS,
+            name="charts-narrow-train",
+            seed=82,
+            splits=("train", "validation"),
+            widths=(16,),
+            dropouts=(0.0,),
+            checks=8192,
+            shard_size=128,
+        ),
+        replace(_CHARTS, name="charts-sample", seed=83, splits=("train", "validation"), dropouts=(0.0,), checks=8192, shard_size=16),
+        # The oracle that reads `charts` went on from one of eight symbols: nothing that it may have trained on there, which leaves no chart
+        # of one test.
+        replace(
+            _CHARTS,
+            name="charts-validation",
+            seed=84,
+            splits=("validation",),
+            charts=replace(_CHARTS.charts, ifs=(2, 3, 4)),
+            new_to=("charts-small-train", "charts-tiny-train"),
+            widths=(16,),
+            dropouts=(0.0,),
+            checks=8192,
+            shard_size=48,
+        ),
+        replace(
+            _CHARTS,
+            name="charts-test",
+            seed=81,
+            splits=("test",),
+            charts=replace(_CHARTS.charts, ifs=(2, 3, 4)),
+            new_to=("charts-small-train", "charts-tiny-train"),
+            dropouts=(0.0,),
+            shard_size=12,
+        ),
         _TRIGGERS_SMALL,
         replace(_TRIGGERS_SMALL, name="charts-triggers-small-train", seed=60, splits=("train", "validation")),
         replace(_TRIGGERS_SMALL, name="charts-triggers-small-test", seed=61, splits=("test",), charts=_TWO_TESTS),
@@ -333,7 +379,7 @@ def recipe_from_dict(data: dict, where: str) -> Recipe:
         raise UserError(f"uniform is {recipe.uniform}, and a share is from 0 to 1", where=where)
     choices = (recipe.families, FAMILIES), (recipe.inits, INITS), (recipe.activations, ACTIVATIONS)
     choices += (recipe.charts.kinds, KINDS), (recipe.splits, SPLITS)
-    choices += (recipe.triggers.kinds, TRIGGER_KINDS), (recipe.triggers.roles, ROLES)
+    choices += (recipe.triggers.kinds, TRIGGER_KINDS), (recipe.triggers.roles, ROLES), (recipe.new_to, tuple(RECIPES))
     for given, known in choices:
         if unknown := {*given} - {*known}:
             raise UserError(f"{min(unknown)!r} is unknown", where=where, hint=f"choose among {', '.join(known)}")
