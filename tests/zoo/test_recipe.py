@@ -38,7 +38,7 @@ def test_json_round_trip(tmp_path, name):
 def test_every_field_is_in_the_hash():
     recipe = RECIPES["charts-tiny"]
     changed = {"name": "x", "domain": Domain(7, 4, (6, 6)), "charts": replace(recipe.charts, ifs=(1,))}
-    changed |= {"compiled": False, "lr": (0.005, 0.013), "splits": ("test",), "chances": (0.1,)}
+    changed |= {"compiled": False, "lr": (0.005, 0.013), "splits": ("test",), "chances": (0.1,), "new_to": ("charts-small",)}
     changed |= {"triggers": TriggerDistribution(("pattern",))}
     for f in fields(Recipe):
         value = getattr(recipe, f.name)
