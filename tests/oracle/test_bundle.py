@@ -1,13 +1,20 @@
 """Which of the bundled oracles reads a target."""
 
 import shlex
+import shutil
+from importlib import import_module
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from weight_oracle.cli import main
 from weight_oracle.errors import UserError
-from weight_oracle.oracle.bundle import bundled, load_bundled, oracle_for
+from weight_oracle.oracle.bundle import bundled, load_bundled, load_oracle, oracle_for
 from weight_oracle.zoo.recipe import RECIPES
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def test_the_first_is_the_one_without_a_name():
@@ -52,3 +59,31 @@ def test_the_commands_in_a_card_can_be_given(name, capsys):
             main([*words[1:], "--no-such-option"])
         (said,) = [line.strip(" │") for line in capsys.readouterr().err.splitlines() if "options:" in line]
         assert said == "Unrecognized options: --no-such-option"
+
+
+def test_those_that_read_fewer_lengths_come_first():
+    reads = [load_bundled(name).settings.lengths for name in bundled()[1:]]
+    assert reads == sorted(reads, key=lambda lengths: lengths[1] - lengths[0])
+
+
+def test_an_oracle_is_loaded_by_its_name_or_its_folder(nano_oracle, tmp_path, monkeypatch):
+    assert load_oracle("charts").card == load_bundled("charts").card
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(nano_oracle, "charts")  # a folder goes before a name
+    assert load_oracle("charts", anyway=True).settings != load_bundled("charts").settings
+
+
+def test_halved_weights_are_the_same_to_three_digits(nano_oracle, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    halve = import_module("bundle").halve
+    weights = tmp_path / "model.safetensors"
+    shutil.copy(nano_oracle / "model.safetensors", weights)
+    before, size = load_file(weights), weights.stat().st_size
+    halve(weights)
+    assert weights.stat().st_size < 0.6 * size
+    for name, tensor in load_file(weights).items():
+        assert tensor.dtype == torch.float16
+        torch.testing.assert_close(tensor.float(), before[name].float(), rtol=1e-3, atol=1e-6)
+    save_file({"x": torch.tensor([1e6])}, weights)
+    with pytest.raises(SystemExit, match="float16 cannot"):
+        halve(weights)
