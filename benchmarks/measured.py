@@ -17,9 +17,10 @@ ROWS = {
     "small": "`charts-small`: behaviours never trained on",
     "tiny-llama": "`charts-tiny-llama`: behaviours never trained on",
     "small-llama": "`charts-small-llama`: behaviours never trained on",
+    "charts": "`charts` (12 symbols, oracle `charts-12`): behaviours never trained on",
 }
 COLUMNS = ("held out", "learned", "loss own / shuffled / noise / none", "information read", "questions (no weights)")
-COLUMNS += ("same_99", "mean over 1, 2, 3 tests", "1 / 2 / 3 tests")
+COLUMNS += ("same_99", "mean over numbers of tests", "1 / 2 / 3 / 4 tests")
 KINDS = "chart answer symbols order possible example contains".split()
 
 
@@ -28,7 +29,8 @@ def percent(x: float, interval: list[float] | None = None) -> str:
 
 
 def row(title: str, r: dict) -> str:
-    loss, by_tests = r["loss"], [r["by_ifs"].get(str(n), {}).get("same_99") for n in (1, 2, 3)]
+    loss, most = r["loss"], max(map(int, r["by_ifs"]))
+    by_tests = [r["by_ifs"].get(str(n), {}).get("same_99") for n in range(1, most + 1)]
     return " | ".join(
         (
             f"| {title}",
