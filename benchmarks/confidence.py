@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from weight_oracle.commands.output import load_oracle
 from weight_oracle.evaluation.calibration import is_right
 from weight_oracle.evaluation.metrics import wilson
 from weight_oracle.evaluation.reliability import area, bins, calibration_error, error_by_chance, risk_coverage
@@ -314,7 +315,7 @@ def draw(said: dict[str, list[Said]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--oracle", help="default: the bundled one")
+    parser.add_argument("--oracle", help="a folder, or a bundled one by its name; default: charts")
     parser.add_argument("--zoos", nargs="+", required=True, help="test zoos like the oracle's training")
     parser.add_argument("--others", nargs="*", default=[], help="zoos of other widths and depths")
     parser.add_argument("--targets", type=int, default=150, help="of each zoo")
@@ -327,7 +328,7 @@ def main() -> None:
     torch.set_num_threads(1)
     began = time.process_time()
     tell = lambda what: print(f"{time.process_time() - began:6.0f} s of CPU: {what}", flush=True)  # noqa: E731
-    oracle = Oracle.from_pretrained(a.oracle)
+    oracle = load_oracle(a.oracle)
     zoos = [open_zoo(path) for path in a.zoos]
     result: dict[str, Any] = {"settings": {k: v for k, v in vars(a).items() if k in ("targets", "strange", "why", "seed")}}
     result["settings"] |= {"threshold": THRESHOLD, "zoos": [z.recipe.name for z in zoos]}

@@ -1,4 +1,4 @@
-"""The mean of two oracles' weights, where one went on from the other: how both bundled oracles end.
+"""The mean of two oracles' weights, where one went on from the other or both from a third: how all bundled oracles end.
 
     python benchmarks/mean.py BEFORE AFTER OUT [--share 0.5]
 

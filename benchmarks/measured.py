@@ -17,7 +17,7 @@ ROWS = {
     "small": "`charts-small`: behaviours never trained on",
     "tiny-llama": "`charts-tiny-llama`: behaviours never trained on",
     "small-llama": "`charts-small-llama`: behaviours never trained on",
-    "charts": "`charts` (12 symbols, oracle `charts-12`): behaviours never trained on",
+    "charts-12/charts": "`charts` (12 symbols, by `charts-12`): behaviours never trained on",
 }
 COLUMNS = ("held out", "learned", "loss own / shuffled / noise / none", "information read", "questions (no weights)")
 COLUMNS += ("same_99", "mean over numbers of tests", "1 / 2 / 3 / 4 tests")
