@@ -237,18 +237,19 @@ def go_on_from(trained: Oracle, where: str, model: WeightOracle, codec: Codec) -
     A word that the trained one does not know keeps its random embedding, and one that does not point at names, refine its guesses, or see
     logits in nats, learns to. Where the new one reads more symbols or lengths, it begins as `widen` says.
     """
-    kind = lambda c: (replace(c.encoder_config, families=(), refinements=0, sizes=False), c.backbone["model_type"], c.injection, c.gain)  # noqa: E731
     old, new = trained.model.state_dict(), model.state_dict()
     reads, wider = trained.settings, model.config.encoder_config
-    if widens := can_widen(reads, wider) and (reads.symbols, reads.lengths) != (wider.symbols, wider.lengths):
-        old = widened(old, reads, wider)
-        kind = lambda c: (c.backbone["model_type"], c.injection, c.gain)  # noqa: E731
+    widens = (reads.symbols, reads.lengths) != (wider.symbols, wider.lengths) and can_widen(reads, wider)
+    if widens:
+        old, reads = widened(old, reads, wider), replace(reads, symbols=wider.symbols, lengths=wider.lengths)
+    alike = lambda settings: replace(settings, families=(), refinements=0, sizes=False)  # noqa: E731
+    kind = lambda c: (c.backbone["model_type"], c.injection, c.gain)  # noqa: E731
     missing = {part for part in ("pointer", "refine", "place_state") if getattr(trained.model, part) is None}
     sizes = () if trained.settings.sizes else ("encoder.answer_size.", "encoder.meeting_size.")
     old |= {name: tensor for name, tensor in new.items() if name.split(".")[0] in missing or name.startswith(sizes)}
     tables = {name for name in new if name.endswith(("embed_tokens.weight", "lm_head.weight"))}
     shapes = lambda tensors: {name: t.shape[name in tables :] for name, t in tensors.items()}  # noqa: E731
-    if kind(trained.model.config) != kind(model.config) or shapes(old) != shapes(new):
+    if alike(reads) != alike(wider) or kind(trained.model.config) != kind(model.config) or shapes(old) != shapes(new):
         hint = "give the options it was trained with, and zoos whose inputs have the same lengths and symbols (or more, without patterns)"
         raise UserError("is an oracle of another size, encoding or domain", where=where, hint=hint)
     known = [word for word in codec.words if word in trained.codec.ids]
@@ -257,7 +258,7 @@ def go_on_from(trained: Oracle, where: str, model: WeightOracle, codec: Codec) -
         rows[[codec.ids[word] for word in known]] = old[name][[trained.codec.ids[word] for word in known]]
         if widens:  # it has only learned that it never says them
             names = [codec.ids[word] for word in default_names(wider.symbols, wider.answers).symbols]
-            rows = like_others(rows, names[: reads.symbols], names[reads.symbols :])
+            rows = like_others(rows, names[: trained.settings.symbols], names[trained.settings.symbols :])
         old[name] = rows
     model.load_state_dict(old)
     return {name: trained.card[name] for name in ("training", "zoos", "after") if name in trained.card}

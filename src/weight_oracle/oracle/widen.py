@@ -6,7 +6,7 @@ the others, at random.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -91,11 +91,9 @@ def widened(old: Mapping[str, Tensor], reads: EncoderConfig, wider: EncoderConfi
     axes = _axes(reads)
     found = dict(old)
     for name, tensor in old.items():
-        place = name.removeprefix("encoder.")
-        match: Callable[[str], object] = lambda pattern, place=place: re.fullmatch(pattern, place)  # noqa: E731
-        for pattern in filter(match, axes if place != name else ()):
-            axis, parts = axes[pattern]
-            found[name] = _spread(tensor, axis, _old_indices(reads, wider, parts))
+        for pattern, (axis, parts) in axes.items():
+            if re.fullmatch(r"encoder\." + pattern, name):
+                found[name] = _spread(tensor, axis, _old_indices(reads, wider, parts))
     found["encoder.row_in.weight"] = found["encoder.row_in.weight"] * (2 + reads.positions) / (2 + wider.positions)
     if wider.symbols > reads.symbols:
         new = range(reads.symbols, wider.symbols)

@@ -182,6 +182,10 @@ _CHARTS = Recipe(
     uniform=0.5,
     shard_size=64,
 )
+# Nothing that the oracle of `charts` may have met where it went on from, with eight symbols; this leaves no chart of one test.
+_NEW_CHARTS = replace(
+    _CHARTS, charts=replace(_CHARTS.charts, ifs=(2, 3, 4)), dropouts=(0.0,), new_to=("charts-small-train", "charts-tiny-train")
+)
 _TWO_TESTS = replace(_TRIGGERS_SMALL.charts, ifs=(2,))  # no chart of one test is in the test split of this domain
 _TRIGGERS = replace(
     _TRIGGERS_SMALL,
@@ -265,30 +269,8 @@ RECIPES: dict[str, Recipe] = {
             shard_size=128,
         ),
         replace(_CHARTS, name="charts-sample", seed=83, splits=("train", "validation"), dropouts=(0.0,), checks=8192, shard_size=16),
-        # The oracle that reads `charts` went on from one of eight symbols: nothing that it may have trained on there, which leaves no chart
-        # of one test.
-        replace(
-            _CHARTS,
-            name="charts-validation",
-            seed=84,
-            splits=("validation",),
-            charts=replace(_CHARTS.charts, ifs=(2, 3, 4)),
-            new_to=("charts-small-train", "charts-tiny-train"),
-            widths=(16,),
-            dropouts=(0.0,),
-            checks=8192,
-            shard_size=48,
-        ),
-        replace(
-            _CHARTS,
-            name="charts-test",
-            seed=81,
-            splits=("test",),
-            charts=replace(_CHARTS.charts, ifs=(2, 3, 4)),
-            new_to=("charts-small-train", "charts-tiny-train"),
-            dropouts=(0.0,),
-            shard_size=12,
-        ),
+        replace(_NEW_CHARTS, name="charts-validation", seed=84, splits=("validation",), widths=(16,), checks=8192, shard_size=48),
+        replace(_NEW_CHARTS, name="charts-test", seed=81, splits=("test",), shard_size=12),
         _TRIGGERS_SMALL,
         replace(_TRIGGERS_SMALL, name="charts-triggers-small-train", seed=60, splits=("train", "validation")),
         replace(_TRIGGERS_SMALL, name="charts-triggers-small-test", seed=61, splits=("test",), charts=_TWO_TESTS),
