@@ -105,6 +105,19 @@ def test_training_goes_on_from_an_oracle_of_other_words(config, straight, codec,
     assert Oracle.from_pretrained(after).codec == codec
 
 
+def test_training_goes_on_with_interactions(config, straight, zoo, codec, tmp_path):
+    more = replace(config, start=str(straight), interactions=True, steps=1, lr=1e-9, save_every=1, out=str(tmp_path / "more"))
+    before, after = Oracle.from_pretrained(straight), Oracle.from_pretrained(str(train(more)))
+    target = zoo.target(zoo.truths[0]["index"])
+    assert after.settings.interactions and not before.settings.interactions
+    assert torch.allclose(after.encode(target).tokens, before.encode(target).tokens, atol=1e-4)  # nothing is added yet
+    again = train(replace(more, start=str(tmp_path / "more"), interactions=False, lr=1e-2, steps=3, warmup=1, out=str(tmp_path / "again")))
+    learned = Oracle.from_pretrained(str(again))  # it goes on as what it is
+    assert learned.settings.interactions and learned.model.encoder.interact[0].to_row.weight.any()
+    with pytest.raises(UserError, match="--interactions is for atoms"):
+        train(replace(config, interactions=True, encoding="svd", out=str(tmp_path / "other")))
+
+
 def test_several_zoos_are_mixed_and_the_oracle_reads_the_lengths_of_all(config, nano_recipe, zoo, tmp_path):
     recipe = json.loads(nano_recipe.read_text()) | {"name": "longer", "shard_size": 8, "steps": [60], "seed": 5}
     longer = recipe_from_dict(recipe | {"domain": recipe["domain"] | {"lengths": [3, 3]}, "widths": [12]}, "")

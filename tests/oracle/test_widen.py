@@ -75,6 +75,8 @@ def test_what_reads_patterns_or_less_cannot_be_widened():
     assert not can_widen(here, replace(here, lengths=(5, 8))) and not can_widen(here, replace(here, lengths=(3, 5)))
     assert not can_widen(here, replace(here, symbols=12, width=64))
     assert not can_widen(replace(here, places=True), replace(here, places=True, symbols=12))
+    assert can_widen(here, replace(here, symbols=12, interactions=True))
+    assert not can_widen(replace(here, interactions=True), replace(here, symbols=12, interactions=True))
     assert not can_widen(replace(here, encoding="svd"), replace(here, encoding="svd", symbols=12))
 
 

@@ -12,7 +12,7 @@ not trained on against networks that were not trained, or trained on something e
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -66,7 +66,7 @@ def _size(x: Tensor) -> Tensor:
 @torch.inference_mode()
 def traits_of(stack: Stack, config: EncoderConfig) -> Traits:
     """The traits of the targets of a stack; their inputs have the lengths that `config` reads."""
-    batch, S = AtomsEncoder.prepare(stack, config), config.symbols
+    batch, S = AtomsEncoder.prepare(stack, replace(config, interactions=False)), config.symbols
     blocks, logits = expected(batch, config.lengths, S)
     asked = batch["has_length"].repeat_interleave(config.lengths[1], -1)[:, None, None]  # places of inputs in the domain
     direct = torch.stack([b.direct for b in blocks]).sum(0) * asked

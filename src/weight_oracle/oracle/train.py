@@ -68,6 +68,7 @@ class TrainConfig:
     augment: bool = False  # raw encodings: a random symmetry of the weights in every example
     hints: bool = True  # atoms: each symbol's weight token is also trained to tell what the chart says of the symbol
     pointer: bool = True  # atoms: names are said by pointing at the weight tokens that stand for them
+    interactions: bool = False  # atoms: how symbols act together is looked at too, see `weights.interact`
     refinements: int = 2  # atoms, where charts have patterns: of the guess at a pattern, see `weights.refine`
     injection: Literal["prefix", "residual"] = "prefix"
     gain: float = 1.0  # of the "residual" injection
@@ -177,6 +178,7 @@ def encoder_config(config: TrainConfig, zoos: Sequence[Zoo]) -> EncoderConfig:
         patterns = any({"pattern", "contains"} & {*zoo.recipe.charts.kinds, *zoo.recipe.triggers.kinds} for zoo in zoos)
         chances = any(zoo.recipe.chances for zoo in zoos)
         settings = replace(settings, places=patterns, refinements=config.refinements if patterns else 0, sizes=chances)
+        settings = replace(settings, interactions=config.interactions)
         return replace(settings, latents=config.tokens - named) if config.tokens > named else settings
     shapes = [zoo.shape(shard) for zoo in zoos for shard in zoo.shards] if config.encoding in ("svd", "svd2") else []
     side = max((max(shape.width, shape.neurons) + 1 for shape in shapes), default=0)
@@ -202,6 +204,8 @@ def _check_encoding(config: TrainConfig) -> None:
         raise UserError("--reorder is for atoms: other encodings know no places", hint="leave it out", exit_code=2)
     if config.bits not in BITS:
         raise UserError(f"--bits {config.bits}: numbers can have 8, 4 or 2 bits", exit_code=2)
+    if config.interactions and config.encoding != "atoms":
+        raise UserError("--interactions is for atoms", hint="leave it out", exit_code=2)
     if config.encoding == "atoms" and (config.canonical or config.augment):
         raise UserError("atoms do not change under symmetries: --canonical and --augment are for the others", exit_code=2)
     if config.augment and config.encoding not in AUGMENTED:
@@ -219,6 +223,7 @@ def new_oracle(config: TrainConfig, zoos: Sequence[Zoo], codec: Codec, start: Or
     if start is not None:
         low, high = zip(reads.lengths, start.settings.lengths, strict=True)
         reads = replace(reads, lengths=(min(low), max(high)), sizes=reads.sizes or start.settings.sizes)
+        reads = replace(reads, interactions=reads.interactions or start.settings.interactions)
     names = default_names(reads.symbols, reads.answers)
     named = config.pointer and config.encoding == "atoms" and not reads.resampled
     pointer = [codec.ids[word] for word in (*names.symbols, *names.answers)] if named else None
@@ -242,11 +247,12 @@ def go_on_from(trained: Oracle, where: str, model: WeightOracle, codec: Codec) -
     widens = (reads.symbols, reads.lengths) != (wider.symbols, wider.lengths) and can_widen(reads, wider)
     if widens:
         old, reads = widened(old, reads, wider), replace(reads, symbols=wider.symbols, lengths=wider.lengths)
-    alike = lambda settings: replace(settings, families=(), refinements=0, sizes=False)  # noqa: E731
+    alike = lambda settings: replace(settings, families=(), refinements=0, sizes=False, interactions=False)  # noqa: E731
     kind = lambda c: (c.backbone["model_type"], c.injection, c.gain)  # noqa: E731
     missing = {part for part in ("pointer", "refine", "place_state") if getattr(trained.model, part) is None}
-    sizes = () if trained.settings.sizes else ("encoder.answer_size.", "encoder.meeting_size.")
-    old |= {name: tensor for name, tensor in new.items() if name.split(".")[0] in missing or name.startswith(sizes)}
+    parts = () if trained.settings.sizes else ("encoder.answer_size.", "encoder.meeting_size.")
+    parts += () if trained.settings.interactions else ("encoder.interact.",)
+    old |= {name: tensor for name, tensor in new.items() if name.split(".")[0] in missing or name.startswith(parts)}
     tables = {name for name in new if name.endswith(("embed_tokens.weight", "lm_head.weight"))}
     shapes = lambda tensors: {name: t.shape[name in tables :] for name, t in tensors.items()}  # noqa: E731
     if alike(reads) != alike(wider) or kind(trained.model.config) != kind(model.config) or shapes(old) != shapes(new):

@@ -20,9 +20,10 @@ _Axis = tuple[str | int, ...]  # what an axis holds in this order: so many numbe
 
 def can_widen(old: EncoderConfig, new: EncoderConfig) -> bool:
     """Whether `widened` brings an oracle's weights to another domain: patterns are read by parts that know the length of an input."""
-    same = replace(old, symbols=new.symbols, lengths=new.lengths, families=new.families, sizes=new.sizes) == new
+    more = {"families": new.families, "sizes": new.sizes, "interactions": new.interactions}
+    same = replace(old, symbols=new.symbols, lengths=new.lengths, **more) == new
     inside = new.lengths[0] <= old.lengths[0] and old.lengths[1] <= new.lengths[1] and old.symbols <= new.symbols
-    return same and inside and old.encoding == "atoms" and not old.places and not old.resampled
+    return same and inside and old.encoding == "atoms" and not old.places and not old.interactions and not old.resampled
 
 
 def _axes(c: EncoderConfig) -> dict[str, tuple[int, _Axis]]:

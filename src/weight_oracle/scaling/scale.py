@@ -72,6 +72,7 @@ class ScaleConfig:
     blind: float = 0.1
     reorder: float = 0.0  # share of examples of targets with one block in which their places are in another order
     noise: float = 0.08
+    interactions: bool = False
     start: str | None = None  # a trained oracle to go on from
     compiled: bool = True  # targets' training by torch.compile
     seed: int = 0

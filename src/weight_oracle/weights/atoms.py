@@ -16,6 +16,7 @@ from weight_oracle.targets.stack import Stack
 from weight_oracle.weights.encoder import Batch, EncoderConfig, WeightEncoder
 from weight_oracle.weights.expected import attention_table, expected
 from weight_oracle.weights.fold import concatenate, fold, lengths_of, pad_to
+from weight_oracle.weights.interact import LEAST, interactions
 from weight_oracle.weights.refine import shaken
 
 _PER_LAYER = ("qk", "qk_bias", "ov", "attn_bias", "read", "read_bias", "up", "write", "mlp_bias", "has_head", "has_neuron")
@@ -203,6 +204,32 @@ class _Places(nn.Module):
         return self.out((pooled + self.mix(pooled)).flatten(2)) * present.amax(1)[:, None, None]
 
 
+class _Interactions(nn.Module):
+    """What symbols do together to each answer, told to the states of the symbols, of the answers, and of the pairs of both."""
+
+    def __init__(self, width: int, places: int):
+        super().__init__()
+        c = width // 2
+        self.pair = nn.Linear(4 * places + 1, c)
+        self.frequent, self.placed, self.answer = (nn.Linear(width, c, bias=False) for _ in range(3))
+        self.mix = nn.Linear(c, c)
+        self.to_row, self.to_meeting, self.to_answer = _silent(4 * c, width), _silent(4 * c, width), _silent(2 * c, width)
+
+    def forward(
+        self, given: Float[Tensor, "B S S n A"], row: Float[Tensor, "B S w"], answer: Float[Tensor, "B A w"]
+    ) -> tuple[Float[Tensor, "B S w"], Float[Tensor, "B A w"], Float[Tensor, "B A S w"]]:
+        beyond = given - given.mean(2, keepdim=True)
+        seen = torch.cat([x.movedim(3, 4) for x in (given, given.transpose(1, 2), beyond, beyond.transpose(1, 2))], -1)  # [B, S, S, A, 4n]
+        same = torch.eye(row.shape[1], device=row.device)[None, :, :, None, None].expand(*seen.shape[:4], 1)
+        state = self.pair(torch.cat([seen, same], -1)) + self.answer(answer)[:, None, None]
+        state = state + self.frequent(row)[:, :, None, None] + self.placed(row)[:, None, :, None]
+        state = nn.functional.gelu(self.mix(nn.functional.gelu(state)))
+        pooled = lambda *axes: torch.cat([state.mean(axes), state.amax(axes)], -1)  # noqa: E731
+        row = self.to_row(torch.cat([pooled(2, 3), pooled(1, 3)], -1))
+        meeting = self.to_meeting(torch.cat([pooled(2), pooled(1)], -1)).transpose(1, 2)
+        return row, self.to_answer(pooled(1, 2)), meeting
+
+
 class AtomsEncoder(WeightEncoder):
     """Weight tokens `[B, S + A + latents, d_lm]`: one for each symbol's row, one for each answer's readout, and some latents."""
 
@@ -229,6 +256,7 @@ class AtomsEncoder(WeightEncoder):
         cells = n_lengths * config.lengths[1]
         self.answer_size = nn.ModuleList(_silent(2 + n_lengths, w) for _ in rounds if config.sizes)
         self.meeting_size = nn.ModuleList(_silent(cells, w) for _ in rounds if config.sizes)
+        self.interact = nn.ModuleList(_Interactions(w, config.lengths[1]) for _ in rounds if config.interactions)
         self.relate = nn.ModuleList(_Pairs(RELATIONS + 1 + w, w, w, w) for _ in rounds)
         self.row_back = nn.ModuleList(_mlp(4 * w + k, w, w) for _ in rounds)
         self.latent = nn.Parameter(torch.randn(config.latents, w) * 0.5)
@@ -242,7 +270,11 @@ class AtomsEncoder(WeightEncoder):
     def prepare(stack: Stack, config: EncoderConfig) -> Batch:
         atoms = fold(stack, config.positions)
         rows = (config.symbols + 2 + config.positions, stack.width)  # inputs of the domain may be shorter than the oracle's
-        return atoms | {"rows": pad_to(atoms["rows"], rows), "has_length": lengths_of(stack, config.lengths)}
+        batch = atoms | {"rows": pad_to(atoms["rows"], rows), "has_length": lengths_of(stack, config.lengths)}
+        if config.interactions:
+            found = interactions(batch, config.symbols, config.lengths[1]) / -LEAST
+            batch["interactions"] = found * batch["has_length"][:, -1].view(-1, 1, 1, 1, 1)
+        return batch
 
     @staticmethod
     def join(groups: list[Batch]) -> Batch:
@@ -253,7 +285,12 @@ class AtomsEncoder(WeightEncoder):
         pick = torch.arange(len(symbols), device=symbols.device)[:, None]
         S = symbols.shape[1]
         rows = torch.cat([batch["rows"][:, :S][pick, symbols], batch["rows"][:, S:]], 1)
-        return batch | {"rows": rows, "readouts": batch["readouts"][pick, answers], "logit_bias": batch["logit_bias"][pick, answers]}
+        renamed = {"rows": rows, "readouts": batch["readouts"][pick, answers], "logit_bias": batch["logit_bias"][pick, answers]}
+        if "interactions" in batch:
+            of_answers = batch["interactions"].movedim(4, 1)[pick, answers]  # [B, A, S, S, n]
+            both = of_answers.movedim(1, 4)[pick, symbols].transpose(1, 2)[pick, symbols].transpose(1, 2)
+            renamed["interactions"] = both
+        return batch | renamed
 
     @staticmethod
     def reorders(batch: Batch) -> bool:
@@ -266,7 +303,10 @@ class AtomsEncoder(WeightEncoder):
         first = batch["rows"].shape[1] - (batch["turn"].shape[-1] - 1)  # behind the row of `<bos>`'s position
         rows = batch["rows"].clone()
         rows[:, first : first + n] = rows[pick, first + order]
-        return batch | {"rows": rows}
+        moved = {"rows": rows}
+        if "interactions" in batch:
+            moved["interactions"] = batch["interactions"].movedim(3, 1)[pick, order].movedim(1, 3)
+        return batch | moved
 
     @classmethod
     def noisy(cls, batch: Batch, scale: float, generator: torch.Generator) -> Batch:
@@ -312,6 +352,11 @@ class AtomsEncoder(WeightEncoder):
             sized = direct_nats = torch.zeros(())
         for turn, module in enumerate(self.block):
             block = cast(_Block, module)
+            if c.interactions:
+                of_row, of_answer, of_meeting = self.interact[turn](batch["interactions"], row[:, :S], answer)
+                row = row + nn.functional.pad(of_row, (0, 0, 0, self.n_rows - S))
+                answer = answer + of_answer
+                meeting = of_meeting if meeting is None else meeting + of_meeting
             to_shared, to_own = self.row_message[turn](row).chunk(2, -1)
             shared = rows.transpose(1, 2) @ to_shared  # [B, d, k]
             own = rows[:, :S, :, None] * to_own[:, :S, None]  # [B, S, d, k]

@@ -36,6 +36,7 @@ class EncoderConfig:
     places: bool = False  # atoms: each place of an input is looked at by itself, and has a weight token of its own
     refinements: int = 0  # with places: of the guess at a pattern, see `refine`
     sizes: bool = False  # atoms: the expected logits in nats too, on which probabilities depend but the likeliest answer does not
+    interactions: bool = False  # atoms: how symbols act together, see `interact`; of targets whose longest inputs are the oracle's longest
     side: int = 0  # numbers of the longest vector, for the encodings made of vectors
 
     @property
