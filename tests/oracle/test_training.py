@@ -107,7 +107,9 @@ def test_training_goes_on_from_an_oracle_of_other_words(config, straight, codec,
 
 def test_training_goes_on_with_interactions(config, straight, zoo, codec, tmp_path):
     more = replace(config, start=str(straight), interactions=True, steps=1, lr=1e-9, save_every=1, out=str(tmp_path / "more"))
-    before, after = Oracle.from_pretrained(straight), Oracle.from_pretrained(str(train(more)))
+    told = []
+    before, after = Oracle.from_pretrained(straight), Oracle.from_pretrained(str(train(more, stage=lambda *at: told.append(at))))
+    assert {what.split()[-1] for what, _, _ in told} == {"(train)", "(validation)"} and told[-1][1] == told[-1][2] > 0
     target = zoo.target(zoo.truths[0]["index"])
     assert after.settings.interactions and not before.settings.interactions
     assert torch.allclose(after.encode(target).tokens, before.encode(target).tokens, atol=1e-4)  # nothing is added yet

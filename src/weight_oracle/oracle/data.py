@@ -63,7 +63,13 @@ class Population:
         return {k: v[back] for k, v in self.encoder.join(parts).items()}
 
 
-def load_population(zoo: Zoo, encoder: type[WeightEncoder], config: EncoderConfig, wanted: np.ndarray) -> Population:
+def load_population(
+    zoo: Zoo,
+    encoder: type[WeightEncoder],
+    config: EncoderConfig,
+    wanted: np.ndarray,
+    progress: Callable[[int, int], None] | None = None,
+) -> Population:
     """The targets at positions `wanted` of a zoo, prepared for `encoder`."""
     parts: dict[tuple, list[Batch]] = {}
     places, group, row = [], [], []
@@ -76,6 +82,8 @@ def load_population(zoo: Zoo, encoder: type[WeightEncoder], config: EncoderConfi
         places.append(here)
         group.append(np.full(len(here), list(parts).index(shape)))
         row.append(np.arange(start, start + len(here)))
+        if progress:
+            progress(sum(map(len, places)), len(wanted))
     groups = tuple({k: torch.cat([b[k] for b in batches]) for k in batches[0]} for batches in parts.values())
     place = np.concatenate(places)
     known = tuple(facts(zoo.charts[i], zoo.recipe.domain) for i in place)

@@ -270,11 +270,17 @@ def go_on_from(trained: Oracle, where: str, model: WeightOracle, codec: Codec) -
     return {name: trained.card[name] for name in ("training", "zoos", "after") if name in trained.card}
 
 
-def _data(zoos: Sequence[Zoo], split: str, model: WeightOracle, most: int | None) -> list[tuple[Zoo, Population]]:
+def _data(
+    zoos: Sequence[Zoo], split: str, model: WeightOracle, most: int | None, stage: Callable[[str, int, int], None] | None = None
+) -> list[tuple[Zoo, Population]]:
     """The targets of a split that learned their chart, at most so many of each zoo."""
     settings = model.config.encoder_config
     wanted = [(zoo, pick_apart(zoo, split, zoos)[:most]) for zoo in zoos]
-    found = [(zoo, load_population(zoo, ENCODERS[settings.encoding], settings, places)) for zoo, places in wanted if len(places)]
+    encoder, found = ENCODERS[settings.encoding], []
+    for zoo, places in wanted:
+        if len(places):
+            folding = partial(stage, f"folding targets of {zoo.recipe.name} ({split})") if stage else None
+            found.append((zoo, load_population(zoo, encoder, settings, places, folding)))
     if not found:
         where = ", ".join(str(zoo.path) for zoo in zoos)
         raise UserError(f"no target of the {split} split has learned its chart", where=where, hint="build more targets")
@@ -312,8 +318,8 @@ def train(
     start = load_oracle(config.start) if config.start else None
     model = new_oracle(config, zoos, codec, start)
     before = go_on_from(start, str(config.start), model, codec) if start else None
-    found = _data(zoos, "train", model, config.targets)
-    held = together([population for _, population in _data(zoos, "validation", model, 512)])
+    found = _data(zoos, "train", model, config.targets, stage)
+    held = together([population for _, population in _data(zoos, "validation", model, 512, stage)])
     if config.reorder:
         trying = partial(stage, "trying orders of places") if stage else None
         for number, (zoo, some) in enumerate(found):
