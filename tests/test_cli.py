@@ -84,7 +84,7 @@ def test_train_has_the_options_and_defaults_of_a_training_run():
     defaults = {f.name: f.default for f in fields(TrainConfig)}
     ours = {f.name: f.default for f in fields(cli.Train) if f.name not in {f.name for f in fields(cli.Command)}}
     assert ours.keys() <= defaults.keys()
-    made_with = {"noise", "warmup", "refinements", "bf16", "reorder", "others", "blind"}  # the bundled oracles
+    made_with = {"noise", "warmup", "refinements", "bf16", "reorder", "others", "blind", "interactions"}  # the bundled oracles
     assert made_with <= ours.keys()
     assert {k: v for k, v in ours.items() if v is not MISSING} == {k: defaults[k] for k, v in ours.items() if v is not MISSING}
 
