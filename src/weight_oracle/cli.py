@@ -133,7 +133,7 @@ class Train(Command):
     warmup: Annotated[int, arg(metavar="N", help="Steps in which the rate rises.")] = 300
     blind: Annotated[float, arg(metavar="SHARE", help="Of the examples: those without weight tokens.")] = 0.1
     noise: Annotated[float, arg(help="On the weights, in training: a share of their size.")] = 0.08
-    interactions: Annotated[bool, arg(help="Atoms: also look at how symbols act together (not in the bundled `charts`).")] = False
+    interactions: Annotated[bool, arg(help="Atoms: also look at how symbols act together: docs/wider.md.")] = False
     reorder: Annotated[float, arg(metavar="SHARE", help="Of the examples: those with a target's places in another order.")] = 0.0
     targets: Annotated[Count, arg(help="Use only so many targets. Default: all that learned.")] = None
     bf16: Annotated[bool, arg(help="On a CPU: products in bf16. A GPU that can does so in any case.")] = False
@@ -157,7 +157,7 @@ class Scale(Command):
     shards: Annotated[Count, arg(metavar="N", help="Train at most so many shards, and then go on with those.")] = None
     others: Annotated[int, arg(metavar="N", help="Questions about a target beside its flow chart.")] = 1
     blind: Annotated[float, arg(metavar="SHARE", help="Share of examples without weights, from which the prior is learned.")] = 0.1
-    interactions: Annotated[bool, arg(help="Atoms: also look at how symbols act together (not in the bundled `charts`).")] = False
+    interactions: Annotated[bool, arg(help="Atoms: also look at how symbols act together: docs/wider.md.")] = False
     reorder: Annotated[float, arg(metavar="SHARE", help="Share of examples of one-block targets with their places in another order.")] = 0.0
     noise: Annotated[float, arg(help="On the weights of targets, in training: the strongest, as a share of their RMS.")] = 0.08
     shard_size: Annotated[Count, arg(help="Targets in a shard. Default: as in the recipe.")] = None

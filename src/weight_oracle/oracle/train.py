@@ -177,8 +177,8 @@ def encoder_config(config: TrainConfig, zoos: Sequence[Zoo]) -> EncoderConfig:
         # tests that name many symbols at once are read place by place
         patterns = any({"pattern", "contains"} & {*zoo.recipe.charts.kinds, *zoo.recipe.triggers.kinds} for zoo in zoos)
         chances = any(zoo.recipe.chances for zoo in zoos)
-        settings = replace(settings, places=patterns, refinements=config.refinements if patterns else 0, sizes=chances)
-        settings = replace(settings, interactions=config.interactions)
+        refinements = config.refinements if patterns else 0
+        settings = replace(settings, places=patterns, refinements=refinements, sizes=chances, interactions=config.interactions)
         return replace(settings, latents=config.tokens - named) if config.tokens > named else settings
     shapes = [zoo.shape(shard) for zoo in zoos for shard in zoo.shards] if config.encoding in ("svd", "svd2") else []
     side = max((max(shape.width, shape.neurons) + 1 for shape in shapes), default=0)
@@ -221,9 +221,10 @@ def new_oracle(config: TrainConfig, zoos: Sequence[Zoo], codec: Codec, start: Or
     settings = small_llama(config, len(codec.words)) if backbone is None else backbone.config
     reads = encoder_config(config, zoos)
     if start is not None:
-        low, high = zip(reads.lengths, start.settings.lengths, strict=True)
-        reads = replace(reads, lengths=(min(low), max(high)), sizes=reads.sizes or start.settings.sizes)
-        reads = replace(reads, interactions=reads.interactions or start.settings.interactions)
+        before = start.settings
+        low, high = zip(reads.lengths, before.lengths, strict=True)
+        more = {"sizes": reads.sizes or before.sizes, "interactions": reads.interactions or before.interactions}
+        reads = replace(reads, lengths=(min(low), max(high)), **more)
     names = default_names(reads.symbols, reads.answers)
     named = config.pointer and config.encoding == "atoms" and not reads.resampled
     pointer = [codec.ids[word] for word in (*names.symbols, *names.answers)] if named else None

@@ -287,9 +287,8 @@ class AtomsEncoder(WeightEncoder):
         rows = torch.cat([batch["rows"][:, :S][pick, symbols], batch["rows"][:, S:]], 1)
         renamed = {"rows": rows, "readouts": batch["readouts"][pick, answers], "logit_bias": batch["logit_bias"][pick, answers]}
         if "interactions" in batch:
-            of_answers = batch["interactions"].movedim(4, 1)[pick, answers]  # [B, A, S, S, n]
-            both = of_answers.movedim(1, 4)[pick, symbols].transpose(1, 2)[pick, symbols].transpose(1, 2)
-            renamed["interactions"] = both
+            frequent, placed, of_answer = symbols[:, :, None, None], symbols[:, None, :, None], answers[:, None, None]
+            renamed["interactions"] = batch["interactions"][pick[..., None, None], frequent, placed, :, of_answer].transpose(3, 4)
         return batch | renamed
 
     @staticmethod

@@ -28,7 +28,7 @@ def interactions(batch: Batch, S: int, n: int, share: float = SHARE) -> Float[Te
         return torch.cat([interactions(part, S, n, share) for part in parts])
     found = []
     for s in range(S):
-        belief = batch["rows"].new_full((S,), (1 - share) / (S - 1))
+        belief = batch["rows"].new_full((S,), (1 - share) / max(1, S - 1))
         belief[s] = share
         found.append(respond(batch, belief[:, None].expand(N, S, n)).logits.log_softmax(-1).clamp(min=LEAST))
     return torch.stack(found, 1)
