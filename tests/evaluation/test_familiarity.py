@@ -89,8 +89,10 @@ def test_statistics_tell_strangers_of_this_zoo(zoo, oracle):
 
 def test_kinds_of_zoos_that_differ_are_not_thrown_together():
     rng, domain = np.random.default_rng(0), Domain(4, 2, (3, 3))
-    here, there = (Traits("gpt2", domain, rng.normal(mean, 0.1, (80, 3)), np.zeros((80, 2, 4, 4))) for mean in (0.0, 4.0))
-    between = Traits("gpt2", domain, np.full((1, 3), 2.0), np.zeros((1, 2, 4, 4)))
+    here, there = (
+        Traits("gpt2", domain, rng.normal(mean, 0.1, (80, 3)), np.zeros((80, 2, 4, 4)), np.zeros((80, 4, 4, 3, 2))) for mean in (0.0, 4.0)
+    )
+    between = Traits("gpt2", domain, np.full((1, 3), 2.0), np.zeros((1, 2, 4, 4)), np.zeros((1, 4, 4, 3, 2)))
     charts = [[Say(0)] * 80] * 2
     apart, together = reference([here, there], charts, [0, 1]), reference([here, there], charts)
     assert len(apart.kinds) == 2 and len(together.kinds) == 1
@@ -104,7 +106,7 @@ def test_statistics_that_follow_from_the_chart_are_expected():
     charts = [parse(text) for text in ("if has a: say p else: say q", "if first is a: say p else: say q", "say r") for _ in range(30)]
     about = np.array([features(chart, domain) for chart in charts])
     statistics = about @ rng.normal(size=(about.shape[1], 5)) + 0.01 * rng.normal(size=(90, 5))
-    traits = Traits("gpt2", domain, statistics, np.zeros((90, 2, 4, 4)))
+    traits = Traits("gpt2", domain, statistics, np.zeros((90, 2, 4, 4)), np.zeros((90, 4, 4, 3, 2)))
     found = reference([traits], [charts])
     own = [found.distance(traits, row, charts[row]) for row in range(90)]
     other = [found.distance(traits, row, charts[(row + 30) % 90]) for row in range(90)]
@@ -114,7 +116,9 @@ def test_statistics_that_follow_from_the_chart_are_expected():
 def test_the_fit_separates_what_can_be_separated():
     rng = np.random.default_rng(0)
     domain = Domain(4, 3, (3, 3))
-    plain = reference([Traits("gpt2", domain, rng.normal(size=(50, 5)), np.zeros((50, 2, 4, 4)))], [[Say(0)] * 50])
+    plain = reference(
+        [Traits("gpt2", domain, rng.normal(size=(50, 5)), np.zeros((50, 2, 4, 4)), np.zeros((50, 4, 4, 3, 2)))], [[Say(0)] * 50]
+    )
     own, strange = rng.normal(0, 1, (400, len(SIGNS))), rng.normal(0, 1, (100, len(SIGNS)))
     strange[:, 0] += 6
     own[::7, 3] = np.nan
@@ -136,6 +140,6 @@ def test_all_of_it_fits_in_a_card(zoo, oracle, codec):
     assert len(json.dumps(stored)) < 20_000 and told[-1] == ("meeting strangers", 1, 1)
     again = Familiarity.from_card({"calibration": {"familiarity": stored}})
     seen = see(oracle, codec, zoo.stack(zoo.shards[0], [0, 1]))
-    assert again is not None and np.array_equal(seen.signs(again), seen.signs(found))
+    assert again is not None and np.array_equal(seen.signs(again), seen.signs(found), equal_nan=True)
     signs = seen.signs(found)
     assert signs.shape == (2, len(SIGNS)) and 0 < found.probability(signs[0].tolist()) < 1

@@ -10,12 +10,24 @@ import pytest
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.calibrate import apply_calibration, check_sight, is_blind
-from weight_oracle.oracle.familiar import SIGNS, Familiarity, Kind, Traits, features, signs_of, traits_of, unexplained
+from weight_oracle.oracle.familiar import (
+    SIGNS,
+    Familiarity,
+    Kind,
+    Traits,
+    answered,
+    features,
+    responds_like,
+    signs_of,
+    traits_of,
+    unexplained,
+)
 from weight_oracle.oracle.generate import Reply
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.flowchart import Say
 from weight_oracle.truth.parse import parse
+from weight_oracle.weights.interact import SHARE
 from weight_oracle.weights.symmetry.scramble import scramble
 
 FEW = [0.0] * len(SIGNS)
@@ -24,7 +36,8 @@ FEW = [0.0] * len(SIGNS)
 @pytest.fixture(scope="module")
 def traits(oracle, targets) -> Traits:
     each = [traits_of(stack_targets([target]), oracle.settings) for target in targets]
-    return Traits("gpt2", each[0].domain, np.concatenate([t.statistics for t in each]), np.concatenate([t.effects for t in each]))
+    whole = [np.concatenate([getattr(t, name) for t in each]) for name in ("statistics", "effects", "responses")]
+    return Traits("gpt2", each[0].domain, *whole)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +47,7 @@ def familiarity(traits) -> Familiarity:
     slopes = np.zeros((1 + len(features(Say(0), traits.domain)), n))
     slopes[0] = traits.statistics.mean(0)
     kind = Kind("gpt2", list(traits.domain.lengths), slopes.tolist(), [1.0] * n, np.eye(n).tolist())
-    return Familiarity((kind,), FEW, [1.0] * len(SIGNS), [0.0, 1.0, 0.0, 0.0], 0.0, 0.5)
+    return Familiarity((kind,), FEW, [1.0] * len(SIGNS), [0.0, 1.0, 0.0, 0.0, 0.0, 0.0], 0.0, 0.5)
 
 
 def as_if(oracle: Oracle, familiarity: Familiarity, **change) -> Oracle:
@@ -56,7 +69,37 @@ def test_signs(traits, familiarity):
     assert agreed[0] == familiarity.distance(traits, 0, parse(same.text))
     assert agreed[1] == pytest.approx(math.log(0.5), abs=1e-4) and agreed[2] > split[2] > 0
     nothing = signs_of([Reply("nothing at all", 0.1)], traits, 0, familiarity)
-    assert agreed[3] == unexplained(effects, {0}) and math.isnan(nothing[3]) and math.isfinite(nothing[0])
+    assert agreed[3] == unexplained(effects, {0}) and np.isnan(nothing[3:]).all() and math.isfinite(nothing[0])
+    assert tuple(agreed[4:]) == responds_like(traits.responses[0], answered(parse(same.text), traits.domain))
+
+
+def test_a_card_of_four_signs_is_read_as_it_was(traits, familiarity):
+    four = asdict(familiarity) | {name: list(getattr(familiarity, name)[:4]) for name in ("centre", "spread", "weights")}
+    old = Familiarity.from_card({"calibration": {"familiarity": four}})
+    signs = signs_of([Reply("if has a: say p else: say q", 0.5)] * 3, traits, 0, familiarity)
+    assert old is not None and old.probability(signs) == familiarity.probability([*signs[:4], math.nan, math.nan])
+
+
+def test_what_a_chart_answers_to_mixtures():
+    domain = Domain(4, 3, (2, 3))
+    has, last = (answered(parse(text), domain) for text in ("if has b: say p else: say q", "if last is c: say r else: say p"))
+    b, c, rare = 1, 2, math.log(0.02)
+    assert has.shape == (4, 4, 3, 3) and has[:, b] == pytest.approx(np.broadcast_to(np.log([1.02, 0.02, 0.02]), (4, 3, 3)))
+    assert has[b, 0, 0, 0] > has[0, 0, 0, 0] > rare and has[0, 0, 0, 2] == pytest.approx(rare)  # more of b, more of p; never r
+    assert last[:, c, 2, 2] == pytest.approx(np.full(4, math.log(1.02))) and last[:, 0, 2, 2] == pytest.approx(np.full(4, rare))
+    assert last[c, 0, 0, 2] == pytest.approx(math.log(SHARE + 0.02), abs=0.4)
+    one = answered(parse("say q"), Domain(1, 2, (1, 1)))
+    assert one.shape == (1, 1, 1, 2) and one[..., 1] == pytest.approx(math.log(1.02))
+
+
+def test_responses_like_those_of_a_chart():
+    domain = Domain(4, 3, (2, 3))
+    said = answered(parse("if has b: if last is c: say p else: say q else: say r"), domain)
+    other = answered(parse("if has b: if last is a: say p else: say q else: say r"), domain)
+    assert responds_like(3 * said - 1, said) == pytest.approx((1, 1)) and max(responds_like(other, said)) < 0.95
+    alone = np.broadcast_to(said.mean(0), said.shape) + said.mean((1, 2))[:, None, None]  # each symbol's own effect and no more
+    assert responds_like(alone, said)[0] > 0.5 and math.isnan(responds_like(alone, said)[1])
+    assert np.isnan(responds_like(said, answered(parse("say p"), domain))).all()
 
 
 def test_features_tell_charts_apart_and_not_their_names():
@@ -90,6 +133,7 @@ def test_traits_do_not_see_symmetries(oracle, targets):
     for seed, target in enumerate(targets[:3]):
         plain, moved = (traits_of(stack_targets([t]), oracle.settings) for t in (target, scramble(target, seed)))
         assert np.allclose(plain.statistics, moved.statistics, atol=2e-3)
+        assert np.allclose(plain.responses, moved.responses, atol=2e-3)
         assert np.allclose(plain.effects, moved.effects, rtol=1e-2, atol=1e-3 * np.abs(plain.effects).max())
 
 
@@ -117,8 +161,8 @@ def test_what_the_oracle_makes_of_it(oracle, targets, familiarity):
 
 
 def test_names_do_not_matter_for_an_unknown_sign(familiarity):
-    assert familiarity.probability([0.0, 0.0, 0.0, math.nan]) == pytest.approx(0.5)
-    assert familiarity.probability([0.0, 1.0, 0.0, 0.0]) > 0.5 > familiarity.probability([0.0, -1.0, 0.0, 0.0])
+    assert familiarity.probability([0.0, 0.0, 0.0, math.nan, math.nan, 0.0]) == pytest.approx(0.5)
+    assert familiarity.probability([0.0, 1.0, *FEW[2:]]) > 0.5 > familiarity.probability([0.0, -1.0, *FEW[2:]])
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """Whether a target is of the kind that an oracle was trained on, from its weights and from how the oracle takes them.
 
-Four signs. *distance*: the Mahalanobis distance (log) of some statistics of the folded weights and of the expected stream (see
+Six signs. *distance*: the Mahalanobis distance (log) of some statistics of the folded weights and of the expected stream (see
 `weights.expected`) from those that training targets with a chart like the one that is read have on average, of the same family and with
 inputs of the same lengths: an untrained network's logits, say, hardly depend on the symbols.
 *confidence*: the mean log-probability of the chart replies under all views; *agreement*: the share of the views that say the same.
 *unexplained*: how different the symbols are to the network that the chart does not name, as a share of how different all are: to a network
-that follows the chart they are all alike. A logistic regression on these, fitted by `evaluation.familiarity` on targets that the oracle has
-not trained on against networks that were not trained, or trained on something else, gives the probability that a target is familiar.
+that follows the chart they are all alike. *response*: how what the layers make of mixtures of symbols (see `weights.interact`) correlates
+with what the chart says of inputs drawn so; *interaction*: the same of what is left beyond the effect of each symbol alone. A logistic
+regression on these, fitted by `evaluation.familiarity` on targets that the oracle has not trained on against networks that were not
+trained, or trained on something else, gives the probability that a target is familiar.
 """
 
 import math
@@ -34,21 +36,27 @@ from weight_oracle.truth.parse import parse
 from weight_oracle.weights.atoms import AtomsEncoder
 from weight_oracle.weights.encoder import EncoderConfig
 from weight_oracle.weights.expected import expected
+from weight_oracle.weights.interact import SHARE, interactions
 
-SIGNS = ("distance", "confidence", "agreement", "unexplained")
+SIGNS = ("distance", "confidence", "agreement", "unexplained", "response", "interaction")
+_FEWEST = 4  # of them in a card
 _TINY = 1e-8
 _INPUTS = 2048
+_DRAWN = 64  # inputs of each mixture
+_RARE = 0.02  # added to the frequency of an answer before its logarithm
 
 
 @dataclass(frozen=True, eq=False)
 class Traits:
     """What the weights of some targets of one family show without an oracle: statistics, and inner products of the effects that symbols
-    have on the logits, through heads alone and on neurons (each weighted by what it writes to the logits)."""
+    have on the logits, through heads alone and on neurons (each weighted by what it writes to the logits); and their responses to mixtures
+    of inputs of the longest length (see `weights.interact`)."""
 
     family: str
     domain: Domain
     statistics: Float[np.ndarray, "N F"]
     effects: Float[np.ndarray, "N 2 S S"]
+    responses: Float[np.ndarray, "N S S n A"]
 
     def __len__(self) -> int:
         return len(self.statistics)
@@ -98,7 +106,8 @@ def traits_of(stack: Stack, config: EncoderConfig) -> Traits:
         columns.append(_log(norms.std(1) / (norms.mean(1) + _TINY)))
     effects = torch.stack([torch.einsum("nasp,natp->nst", x, x) for x in (direct.double(), neurons.double())], 1)
     domain = Domain(len(stack.symbols), len(stack.answers), stack.lengths)
-    return Traits(stack.family, domain, torch.stack(columns, 1).double().numpy(), effects.numpy())
+    responses = interactions(batch, S, domain.lengths[1])
+    return Traits(stack.family, domain, torch.stack(columns, 1).double().numpy(), effects.numpy(), responses.double().numpy())
 
 
 def unexplained(effects: Float[np.ndarray, "2 S S"], named: Iterable[int]) -> float:
@@ -135,17 +144,51 @@ def features(chart: FlowChart, domain: Domain) -> tuple[float, ...]:
     return tuple(float(x) for x in (*found, len(given), math.log(given.min() + 1e-4)))
 
 
+@lru_cache(maxsize=256)
+def answered(chart: FlowChart, domain: Domain) -> Float[np.ndarray, "S S n A"]:
+    """Log-frequency of each answer that a chart gives to the mixtures of `weights.interact`: inputs of the longest length in which symbol s
+    has a larger share of every place, and symbol t is put at place i; always the same draws."""
+    rng, S, n = np.random.default_rng(0), domain.symbols, domain.lengths[1]
+    frequent, other = rng.random((_DRAWN, n)) < SHARE, rng.integers(0, max(1, S - 1), (_DRAWN, n), dtype=np.int8)
+    s = np.arange(S, dtype=np.int8)[:, None, None]
+    drawn = np.where(frequent | (S == 1), s, other + (other >= s))[:, None, None]  # [s, 1, 1, inputs, n]
+    placed = np.eye(n, dtype=bool)[:, None]  # [i, 1, n]
+    inputs = np.where(placed, np.arange(S, dtype=np.int8)[:, None, None, None], drawn)  # [s, t, i, inputs, n]
+    answer = run(compile_charts([chart]), inputs.reshape(1, -1, n).astype(np.int8))[0].reshape(S, S, n, _DRAWN, 1)
+    return np.log((answer == np.arange(domain.answers)).mean(3) + _RARE)
+
+
+def responds_like(responses: Float[np.ndarray, "S S n A"], said: Float[np.ndarray, "S S n A"]) -> tuple[float, float]:
+    """The correlation of a target's responses with the log-frequencies of a chart's answers, and of what is left of both beyond the mean
+    effect of each symbol where it is frequent, and where it is put; NaN where one of them does not vary."""
+
+    def centred(x: np.ndarray) -> np.ndarray:
+        x = x - x.mean(-1, keepdims=True)
+        return x - x.mean((0, 1, 2))
+
+    def beyond(x: np.ndarray) -> np.ndarray:
+        return x - x.mean((1, 2), keepdims=True) - x.mean(0, keepdims=True)
+
+    def correlation(x: np.ndarray, y: np.ndarray) -> float:
+        size = math.sqrt(np.square(x).sum() * np.square(y).sum())
+        return float((x * y).sum() / size) if size > _TINY else math.nan
+
+    x, y = centred(responses), centred(said)
+    return correlation(x, y), correlation(beyond(x), beyond(y))
+
+
 def signs_of(replies: Sequence[Reply], traits: Traits, row: int, known: "Familiarity") -> list[float]:
     """The signs of the target in a row of `traits`, in the order of `SIGNS`, from the chart replies under all views, in its own slots."""
     said = vote(replies)
     try:
         chart: FlowChart = canonical(parse(said.text), traits.domain)
         rest = unexplained(traits.effects[row], mentioned_symbols(chart))
+        like = responds_like(traits.responses[row], answered(chart, traits.domain))
     except UserError:
-        chart, rest = Say(0), math.nan
+        chart, rest, like = Say(0), math.nan, (math.nan, math.nan)
     confidence = math.log(sum(r.probability for r in replies) / len(replies) + 1e-6)
     half = 0.5 / len(replies)
-    return [known.distance(traits, row, chart), confidence, log_odds(min(1 - half, max(half, said.share))), rest]
+    return [known.distance(traits, row, chart), confidence, log_odds(min(1 - half, max(half, said.share))), rest, *like]
 
 
 @dataclass(frozen=True)
@@ -169,7 +212,8 @@ class Kind:
 class Familiarity:
     """What is kept in an oracle's card: what training targets look like, and a logistic regression on the signs.
 
-    `centre` and `spread` standardise the signs. A target is familiar if its probability is at least `limit`.
+    `centre` and `spread` standardise the signs, of which a card may know only the first four. A target is familiar if its probability is at
+    least `limit`.
     """
 
     kinds: Sequence[Kind]
@@ -186,14 +230,20 @@ class Familiarity:
         if stored is None:
             return None
         found = cls(**stored | {"kinds": tuple(Kind(**kind) for kind in stored["kinds"])})
-        signs = {len(SIGNS), len(found.centre), len(found.spread), len(found.weights)}
+        signs = {len(found.centre), len(found.spread), len(found.weights)}
         numbers = [*found.spread, *found.weights, *found.centre, found.intercept, found.limit]
         for kind in found.kinds:
             n = len(kind.scale)
             if np.shape(kind.precision) != (n, n) or np.ndim(kind.slopes) != 2 or np.shape(kind.slopes)[1] != n or len(kind.lengths) != 2:
                 raise ValueError("its card's statistics of familiar targets do not fit together")
             numbers += [*np.ravel(kind.precision), *np.ravel(kind.slopes), *kind.scale]
-        if not found.kinds or len(signs) > 1 or not np.isfinite(numbers).all() or not 0 < found.limit < 1:
+        if (
+            not found.kinds
+            or len(signs) > 1
+            or signs.isdisjoint((_FEWEST, len(SIGNS)))
+            or not np.isfinite(numbers).all()
+            or not 0 < found.limit < 1
+        ):
             raise ValueError("its card's statistics of familiar targets do not fit together")
         return found
 
@@ -207,5 +257,5 @@ class Familiarity:
 
     def probability(self, signs: Sequence[float]) -> float:
         """The probability that a target with these signs is of the kind trained on; a sign that is NaN counts as an average one."""
-        z = np.nan_to_num((np.array(signs) - self.centre) / np.array(self.spread))
+        z = np.nan_to_num((np.array(signs[: len(self.weights)]) - self.centre) / np.array(self.spread))
         return sigmoid(float(self.intercept + z @ np.array(self.weights)))
