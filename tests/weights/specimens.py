@@ -16,8 +16,10 @@ from weight_oracle.zoo.store import target_config
 SYMBOLS, ANSWERS, LENGTHS = 5, 3, (2, 4)
 
 
-def random_target(width=12, depth=2, heads=3, inner=20, activation="gelu_new", tied=False, seed=0, positions=7, epsilon=1e-5) -> Target:
-    shape = Shape(width, depth, heads, SYMBOLS, ANSWERS, positions, inner)
+def random_target(
+    width=12, depth=2, heads=3, inner=20, activation="gelu_new", tied=False, seed=0, positions=7, epsilon=1e-5, symbols=SYMBOLS
+) -> Target:
+    shape = Shape(width, depth, heads, symbols, ANSWERS, positions, inner)
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, size in tensor_shapes(shape).items():
@@ -28,7 +30,7 @@ def random_target(width=12, depth=2, heads=3, inner=20, activation="gelu_new", t
         tensors["lm_head.weight"] = tensors["transformer.wte.weight"]
     config = {"model_type": "gpt2", "vocab_size": shape.vocabulary, "n_embd": width, "n_layer": depth, "n_head": heads}
     config |= {"n_inner": inner, "n_positions": positions, "activation_function": activation, "tie_word_embeddings": tied}
-    return make_target(config | {"layer_norm_epsilon": epsilon}, tensors, default_names(SYMBOLS, ANSWERS), LENGTHS)
+    return make_target(config | {"layer_norm_epsilon": epsilon}, tensors, default_names(symbols, ANSWERS), LENGTHS)
 
 
 def random_llama(width=16, depth=2, heads=4, groups=2, inner=20, tied=False, seed=0, theta=50.0, epsilon=1e-6) -> Target:

@@ -77,6 +77,13 @@ def test_renamed_and_reordered_as_the_target_is():
     assert not torch.allclose(moved["interactions"], batch["interactions"], atol=1e-3)
 
 
+def test_a_single_symbol_has_every_place():
+    target = random_target(depth=1, symbols=1)
+    found = prepared(target, config=replace(CONFIG, symbols=1))["interactions"]
+    said = torch.as_tensor(target.logits(torch.zeros(1, N, dtype=torch.int8).numpy()))[:, list(target.answer_ids)].log_softmax(-1)
+    assert found.shape == (1, 1, 1, N, ANSWERS) and torch.allclose(found, (said / -LEAST).expand_as(found), atol=1e-4)
+
+
 def test_targets_of_shorter_inputs_show_none():
     longer = replace(CONFIG, lengths=(LENGTHS[0], N + 1))
     assert not prepared(random_target(), config=longer)["interactions"].any()

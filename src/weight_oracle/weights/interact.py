@@ -29,6 +29,6 @@ def interactions(batch: Batch, S: int, n: int, share: float = SHARE) -> Float[Te
     found = []
     for s in range(S):
         belief = batch["rows"].new_full((S,), (1 - share) / max(1, S - 1))
-        belief[s] = share
+        belief[s] = share if S > 1 else 1.0
         found.append(respond(batch, belief[:, None].expand(N, S, n)).logits.log_softmax(-1).clamp(min=LEAST))
     return torch.stack(found, 1)
