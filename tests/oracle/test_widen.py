@@ -76,8 +76,21 @@ def test_what_reads_patterns_or_less_cannot_be_widened():
     assert not can_widen(here, replace(here, symbols=12, width=64))
     assert not can_widen(replace(here, places=True), replace(here, places=True, symbols=12))
     assert can_widen(here, replace(here, symbols=12, interactions=True))
-    assert not can_widen(replace(here, interactions=True), replace(here, symbols=12, interactions=True))
+    assert can_widen(replace(here, interactions=True), replace(here, symbols=12, interactions=True))
     assert not can_widen(replace(here, encoding="svd"), replace(here, encoding="svd", symbols=12))
+
+
+def test_how_symbols_act_together_is_learned_anew(zoo, wider_zoo, codec):
+    config = TrainConfig("", "", size="tiny", interactions=True)
+    before, after = new_oracle(config, [zoo], codec), new_oracle(config, [wider_zoo], codec)
+    with torch.no_grad():
+        for tensor in before.parameters():
+            tensor += 1.0
+    fresh = {name: x.clone() for name, x in after.state_dict().items() if name.startswith("encoder.interact.")}
+    go_on_from(Oracle(before, codec, {}), "before", after, codec)
+    new = after.state_dict()
+    assert fresh and all(torch.equal(new[name], x) for name, x in fresh.items())
+    assert torch.isin(before.state_dict()["encoder.row_name"][0], new["encoder.row_name"]).all()
 
 
 def test_a_narrower_oracle_is_refused(pair, codec):

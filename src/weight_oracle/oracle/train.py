@@ -252,7 +252,7 @@ def go_on_from(trained: Oracle, where: str, model: WeightOracle, codec: Codec) -
     kind = lambda c: (c.backbone["model_type"], c.injection, c.gain)  # noqa: E731
     missing = {part for part in ("pointer", "refine", "place_state") if getattr(trained.model, part) is None}
     parts = () if trained.settings.sizes else ("encoder.answer_size.", "encoder.meeting_size.")
-    parts += () if trained.settings.interactions else ("encoder.interact.",)
+    parts += () if trained.settings.interactions and not widens else ("encoder.interact.",)
     old |= {name: tensor for name, tensor in new.items() if name.split(".")[0] in missing or name.startswith(parts)}
     tables = {name for name in new if name.endswith(("embed_tokens.weight", "lm_head.weight"))}
     shapes = lambda tensors: {name: t.shape[name in tables :] for name, t in tensors.items()}  # noqa: E731

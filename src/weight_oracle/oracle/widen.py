@@ -2,7 +2,8 @@
 
 What the atoms encoder knows of lengths, places and symbols are columns and rows of its matrices. The old ones go where the wider oracle
 has the same lengths and places; new ones are zero, so that at first it looks at a target as on the old lengths. A new symbol is named like
-the others, at random.
+the others, at random. How symbols act together (`weights.interact`) is looked at in inputs of the longest length, which is another one
+then: that part is left out, and learned anew.
 """
 
 import re
@@ -23,7 +24,7 @@ def can_widen(old: EncoderConfig, new: EncoderConfig) -> bool:
     more = {"families": new.families, "sizes": new.sizes, "interactions": new.interactions}
     same = replace(old, symbols=new.symbols, lengths=new.lengths, **more) == new
     inside = new.lengths[0] <= old.lengths[0] and old.lengths[1] <= new.lengths[1] and old.symbols <= new.symbols
-    return same and inside and old.encoding == "atoms" and not old.places and not old.interactions and not old.resampled
+    return same and inside and old.encoding == "atoms" and not old.places and not old.resampled
 
 
 def _axes(c: EncoderConfig) -> dict[str, tuple[int, _Axis]]:
@@ -90,8 +91,8 @@ def widened(old: Mapping[str, Tensor], reads: EncoderConfig, wider: EncoderConfi
     """An oracle's parameters for a wider domain, by name; see `can_widen`. `row_in` sees what is relative to a mean over all rows that are
     no symbols, of which there are more: its columns become smaller by as much."""
     axes = _axes(reads)
-    found = dict(old)
-    for name, tensor in old.items():
+    found = {name: tensor for name, tensor in old.items() if not name.startswith("encoder.interact.")}
+    for name, tensor in found.copy().items():
         for pattern, (axis, parts) in axes.items():
             if re.fullmatch(r"encoder\." + pattern, name):
                 found[name] = _spread(tensor, axis, _old_indices(reads, wider, parts))
