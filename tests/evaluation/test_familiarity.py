@@ -133,6 +133,17 @@ def test_the_fit_separates_what_can_be_separated():
     assert both.weights[1] < -1 and both.weights[0] < -1
 
 
+def test_a_sign_that_is_unknown_of_all_counts_for_nothing():
+    rng = np.random.default_rng(0)
+    plain = Familiarity((), [0.0] * len(SIGNS), [1.0] * len(SIGNS), [0.0] * len(SIGNS), 0.0, 0.5)
+    own, strange = rng.normal(1, 1, (50, len(SIGNS))), rng.normal(-1, 1, (50, len(SIGNS)))
+    own[:, -1] = strange[:, -1] = np.nan
+    found = fit(plain, own, [strange])
+    assert found.weights[-1] == pytest.approx(0, abs=1e-9) and found.weights[0] > 0.1
+    assert found.centre[-1] == 0 and np.isfinite(found.spread).all()
+    assert found.centre[0] == pytest.approx(np.concatenate([own, strange])[:, 0].mean())
+
+
 def test_all_of_it_fits_in_a_card(zoo, oracle, codec):
     places, told = {0: pick(zoo, "train")[:12]}, []
     found = familiarity(oracle, codec, [zoo], places, progress=lambda *done: told.append(done))

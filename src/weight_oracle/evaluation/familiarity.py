@@ -92,7 +92,10 @@ def fit(plain: Familiarity, familiar: Float[np.ndarray, "N signs"], strange: Seq
     do all kinds of strangers."""
     signs = np.concatenate([familiar, *strange])
     known = np.arange(len(signs)) < len(familiar)
-    centre, spread = np.nan_to_num(np.nanmean(signs, 0)), np.nan_to_num(np.nanstd(signs, 0)) + 1e-6
+    seen = ~np.isnan(signs)  # a sign may be unknown of all of them
+    mean = lambda x: np.where(seen, x, 0.0).sum(0) / np.maximum(seen.sum(0), 1)  # noqa: E731
+    centre = mean(signs)
+    spread = np.sqrt(mean(np.square(signs - centre))) + 1e-6
     x = np.nan_to_num((signs - centre) / spread)
     shares = [np.full(len(rows), 0.5 / len(rows) / of) for rows, of in [(familiar, 1), *((rows, len(strange)) for rows in strange)]]
     weight = np.concatenate(shares) * len(signs)
