@@ -2,8 +2,8 @@
 
 What the atoms encoder knows of lengths, places and symbols are columns and rows of its matrices. The old ones go where the wider oracle
 has the same lengths and places; new ones are zero, so that at first it looks at a target as on the old lengths. A new symbol is named like
-the others, at random. How symbols act together (`weights.interact`) is looked at in inputs of the longest length, which is another one
-then: that part is left out, and learned anew.
+the others, at random. How symbols act together (`weights.interact`) depends on how many there are and on the longest length: that part is
+left out, and learned anew.
 """
 
 import re
