@@ -141,6 +141,28 @@ class Train(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainReranker(Command):
+    """Train a reranker for an oracle: it compares the charts that the oracle might mean by how a target's layers respond to mixtures."""
+
+    oracle: Positional[Annotated[str, arg(metavar="ORACLE", help="Folder of an oracle, or a bundled one by its name.")]]
+    zoo: ZooPath
+    out: Positional[Annotated[str, arg(metavar="OUT", help="Folder of the oracle with its reranker.")]]
+    also: Annotated[tuple[str, ...], NO_HINT, arg(metavar="ZOO", help="Further zoos, whose targets are mixed in.")] = ()
+    resume: Annotated[bool, NO_HINT, arg(help="Go on from the last checkpoint of a run that was stopped.")] = False
+    steps: Annotated[int, arg(help="Optimiser steps.")] = 3000
+    batch: Annotated[int, arg(help="Targets in a step.")] = 24
+    charts: Annotated[int, arg(metavar="N", help="Charts that are compared for each target in a step, its own among them.")] = 6
+    drawn: Annotated[int, arg(metavar="N", help="Charts that are drawn for each target.")] = 15
+    lr: Annotated[float, arg(help="Peak learning rate.")] = 3e-3
+    warmup: Annotated[int, arg(metavar="N", help="Steps in which the rate rises.")] = 50
+    width: Annotated[int, arg(metavar="W", help="Numbers that are kept of every cell.")] = 24
+    rounds: Annotated[int, arg(metavar="N", help="How often cells hear of each other.")] = 2
+    targets: Annotated[Count, arg(help="Use only so many targets of each zoo. Default: all that learned.")] = None
+    compiled: Annotated[bool, arg(help="Train under torch.compile, where that works.")] = True
+    save_every: Annotated[int, arg(metavar="N", help="Steps from one checkpoint to the next.")] = 200
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scale(Command):
     """Train an oracle on targets that are trained beside it, without storing a zoo. Stop it at any time: run again, it goes on."""
 
@@ -268,7 +290,7 @@ class Budget(Command):
 COMMANDS: dict[type[Command], str] = {
     Demo: "demo", ZooBuild: "zoo_build", ZooShow: "zoo_show", ZooExport: "zoo_export", Train: "train", Eval: "evaluate",
     Questions: "questions", Ask: "ask", Read: "read", Verify: "verify", Compare: "compare", Scramble: "scramble",
-    Budget: "budget", Scale: "scale",
+    Budget: "budget", Scale: "scale", TrainReranker: "train_reranker",
 }  # fmt: skip
 AnyZoo = (
     Annotated[ZooBuild, subcommand("build")]
@@ -279,6 +301,7 @@ AnyCommand = (
     Annotated[Demo, subcommand("demo")]
     | Annotated[AnyZoo, subcommand("zoo", description="Build, show and export populations of targets.")]
     | Annotated[Train, subcommand("train")]
+    | Annotated[TrainReranker, subcommand("train-reranker")]
     | Annotated[Scale, subcommand("scale")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Questions, subcommand("questions")]

@@ -10,7 +10,7 @@ from weight_oracle.targets.stack import stack_targets
 from weight_oracle.weights.atoms import AtomsEncoder
 from weight_oracle.weights.encoder import EncoderConfig
 from weight_oracle.weights.refine import Refine
-from weight_oracle.weights.respond import respond
+from weight_oracle.weights.respond import respond, respond_to
 from weight_oracle.weights.symmetry.scramble import scramble
 
 CONFIG = EncoderConfig("atoms", SYMBOLS, ANSWERS, LENGTHS)
@@ -94,3 +94,13 @@ def test_guesses_are_shaken_where_weights_are():
     assert torch.equal(shaken[0]["shaken"], shaken[1]["shaken"]) and not torch.equal(shaken[0]["shaken"], shaken[2]["shaken"])
     refine, named, told = Refine(16, N, ANSWERS), torch.randn(2, SYMBOLS + ANSWERS, 16), torch.randn(2, SYMBOLS, N)
     assert torch.equal(refine(shaken[0], named, told, 1)[0].symbol, told + shaken[0]["shaken"])
+
+
+def test_many_beliefs_at_once_are_as_each_alone(monkeypatch):
+    batch = prepared(random_target(depth=2), random_target(depth=2, seed=1))
+    beliefs = torch.rand(40, SYMBOLS, N).softmax(1)
+    found = respond_to(batch, beliefs)
+    one = torch.stack([respond(batch, belief.expand(2, SYMBOLS, N)).own_logits for belief in beliefs], 1)
+    assert torch.allclose(found, one, atol=1e-5) and found.std(1).min() > 1e-3
+    monkeypatch.setattr("weight_oracle.weights.respond._AT_ONCE", 5)
+    assert torch.allclose(respond_to(batch, beliefs), found, atol=1e-5)

@@ -115,6 +115,29 @@ def train(config: "cli.Train") -> Output:
     return Output(data, f"{text}\nNow measure it: weight-oracle eval {out} {config.zoo}")
 
 
+def train_reranker(config: "cli.TrainReranker") -> Output:
+    from weight_oracle.evaluation.calibration import calibrate
+    from weight_oracle.oracle.train_reranker import RerankerConfig
+    from weight_oracle.oracle.train_reranker import train_reranker as train
+    from weight_oracle.zoo.build import can_compile
+    from weight_oracle.zoo.store import open_zoo
+
+    given: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(RerankerConfig) if hasattr(config, f.name)}
+    given |= {"seed": config.seed or 0, "compiled": config.compiled and can_compile()}
+    with stages() as stage, progress_bar("training", "step") as update:
+        out = train(RerankerConfig(**given), update, stage)
+    oracle = load_oracle(str(out), anyway=True)
+    with stages() as progress:
+        zoos = [open_zoo(path) for path in (config.zoo, *config.also)]
+        oracle.card["calibration"] = calibrate(oracle.model, oracle.codec, zoos, seed=config.seed or 0, progress=progress)
+    oracle.save_card(out)
+    trained = oracle.card["reranker"]["training_targets"]
+    trust = oracle.card["calibration"]["expectation"]["trust"]
+    data = {"oracle": str(out), "steps": config.steps, "targets": trained, "trust": trust}
+    text = f"{out}: an oracle with a reranker, trained for {config.steps:,} steps on {trained:,} targets; it counts {trust:.2f}"
+    return Output(data, f"{text}\nNow measure it: weight-oracle eval {out} {config.zoo}")
+
+
 def scale(config: "cli.Scale") -> Output:
     import shutil
     import time

@@ -21,20 +21,24 @@ from weight_oracle.evaluation.subjects import (
     draw_questions,
     encode,
     read_chart,
+    reconsidered,
     reply,
     sample_places,
+    under_views,
 )
 from weight_oracle.oracle.calibrate import log_odds
 from weight_oracle.oracle.data import pick, pick_apart
 from weight_oracle.oracle.generate import likelihood
 from weight_oracle.oracle.model import WeightOracle
-from weight_oracle.oracle.reconsider import Expectation, frequencies
+from weight_oracle.oracle.reconsider import Considered, Expectation, frequencies
 from weight_oracle.oracle.tokenizer import Codec
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.flowchart import n_ifs, to_text
 from weight_oracle.truth.phrasings import phrasing
 from weight_oracle.truth.questions import WORKED_OUT, Question, judge
 from weight_oracle.zoo.store import Zoo
+
+_TRUSTED = 128  # targets of a zoo by which it is fitted how much a reranker counts
 
 
 def fit_temperature(logits: Float[Tensor, "N V"], ids: Int[Tensor, "N"]) -> float:
@@ -108,6 +112,8 @@ def calibrate(
     targets = 0
     every = [sample_places(np.concatenate([pick_apart(zoo, name, zoos) for name in splits]), n, seed) for zoo in zoos]
     missing = stand_ins(zoos, every, seed) if split == "validation" else [places[:0] for places in every]
+    if oracle_model.reranker is not None:
+        expectation = replace(expectation, trust=trust_of(oracle_model, codec, zoos, every, expectation, seed, progress))
     for number, (zoo, wanted, more) in enumerate(zip(zoos, every, missing, strict=True)):
         if not len(wanted):
             continue
@@ -178,6 +184,42 @@ def is_right(question: Question, text: str, domain: Domain) -> bool:
     if question.kind != "chart":
         return judge(question, text)
     return bool(chart_scores([question.facts.chart], [read_chart(text, domain)], domain)["same_99"][0] > 0)
+
+
+def trust_of(
+    model: WeightOracle,
+    codec: Codec,
+    zoos: Sequence[Zoo],
+    places: Sequence[Int[np.ndarray, " n"]],
+    expectation: Expectation,
+    seed: int,
+    progress: Progress | None = None,
+) -> float:
+    """How much a reranker counts (see `Expectation.trust`): what gives the right charts of these targets, at most 128 of each zoo, most
+    probability among those that are compared."""
+    plain, compared = replace(expectation, trust=1.0), []
+    for zoo, wanted in zip(zoos, places, strict=True):
+        if not len(wanted):
+            continue
+        subjects = encode(model, codec, zoo, sample_places(wanted, _TRUSTED, seed), progress, expectation=plain)
+        asked = draw_questions(subjects, seed, kinds=["chart"])
+        for one, said in zip(asked, under_views(subjects, asked, progress), strict=True):
+            if (found := reconsidered(subjects, one.subject, said)) is not None:
+                truth = [subjects.facts[one.subject].chart] * len(found.charts)
+                right = torch.from_numpy(chart_scores(truth, found.charts, subjects.domain)["same_99"] > 0)
+                compared.append((found, right))
+    return fit_trust(compared)
+
+
+def fit_trust(compared: Sequence[tuple[Considered, Bool[Tensor, " n"]]]) -> float:
+    """The weight, 0 to 5, of a reranker's log-odds under which the right charts are likeliest; of a `Considered` at weight 1."""
+    some = [(found, right) for found, right in compared if right.any() and not right.all()]
+    tried = torch.linspace(0, 5, 101)
+    total = torch.zeros(len(tried))
+    for found, right in some:
+        scores = found.likelihood + found.gap + tried[:, None] * found.reranked
+        total += scores[:, right].logsumexp(1) - scores.logsumexp(1)
+    return float(tried[total.argmax()]) if some else 1.0
 
 
 @torch.inference_mode()

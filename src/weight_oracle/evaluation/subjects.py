@@ -16,6 +16,7 @@ from weight_oracle.oracle.generate import Reply, generate
 from weight_oracle.oracle.grammar import ChartConstraint, Limits
 from weight_oracle.oracle.model import ENCODERS, WeightOracle
 from weight_oracle.oracle.reconsider import Considered, Expectation, consider
+from weight_oracle.oracle.reranker import responses_of
 from weight_oracle.oracle.tokenizer import Codec
 from weight_oracle.oracle.views import VIEWS, View, argument_in, guessed_in_orders, in_own_slots, read_under, views_of, vote, with_trigger
 from weight_oracle.truth.domain import Domain, default_names
@@ -34,7 +35,8 @@ class Subjects:
     """Targets of one zoo as the oracle sees them; `places` are their positions in `zoo.truths`, ascending.
 
     `tokens` are their weight tokens under the first view, which renames nothing, `renamed` those under the others (see `oracle.views`);
-    `guessed` has, for each, the triggers that were guessed on the way to them, as an `Encoded` target has.
+    `guessed` has, for each, the triggers that were guessed on the way to them, as an `Encoded` target has; `responses`, if the oracle has a
+    reranker, theirs to mixtures of symbols.
     """
 
     model: WeightOracle
@@ -47,6 +49,7 @@ class Subjects:
     renamed: Float[Tensor, "others N T d"]
     expectation: Expectation
     guessed: tuple[tuple[Reply, ...], ...] = ()
+    responses: Float[Tensor, "N C A"] | None = None
 
     def __len__(self) -> int:
         return len(self.facts)
@@ -66,7 +69,8 @@ class Subjects:
         rows = torch.from_numpy(chosen).to(self.tokens.device)
         tokens, renamed = self.tokens[rows], self.renamed[:, rows]
         facts, guessed = (tuple(each[i] for i in chosen) if each else () for each in (self.facts, self.guessed))
-        return replace(self, facts=facts, places=self.places[chosen], tokens=tokens, renamed=renamed, guessed=guessed)
+        responses = None if self.responses is None else self.responses[rows]
+        return replace(self, facts=facts, places=self.places[chosen], tokens=tokens, renamed=renamed, guessed=guessed, responses=responses)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +115,7 @@ def encode(
     population = load_population(zoo, ENCODERS[settings.encoding], settings, np.sort(wanted))
     names = model.name_tokens(codec).to(model.device)
     views = views_of(model, population.groups, domain, n_views)
-    tokens, order, guessed = [], [], []
+    tokens, order, guessed, responses = [], [], [], []
     for group in range(len(population.groups)):  # targets of one shape: encodings of raw numbers would see the padding
         here = np.flatnonzero(population.group == group)
         for rows in (here[start : start + BATCH] for start in range(0, len(here), BATCH)):
@@ -121,6 +125,7 @@ def encode(
             own = list(zip(*said, strict=True)) if said[0] else [()] * len(rows)
             moved = guessed_in_orders(model, batch, names, views, own, domain)
             guessed += [(*plain, *others) for plain, others in zip(own, moved, strict=True)]
+            responses += [responses_of(batch, domain)] if model.reranker else []
             order.append(rows)
             if progress:
                 progress("encoding", sum(map(len, order)), len(population))
@@ -130,7 +135,8 @@ def encode(
     back = torch.from_numpy(np.argsort(np.concatenate(order))).to(model.device)
     first, renamed = torch.cat(tokens, 1)[:, back].split([1, len(views) - 1])
     guesses = tuple(guessed[i] for i in back.tolist()) if guessed else ()
-    return Subjects(model, codec, domain, population.facts, population.places, first[0], views, renamed, expectation, guesses)
+    answers = torch.cat(responses)[back] if responses else None
+    return Subjects(model, codec, domain, population.facts, population.places, first[0], views, renamed, expectation, guesses, answers)
 
 
 def draw_questions(subjects: Subjects, seed: int = 0, held_out: bool = False, kinds: Sequence[str] = tuple(QUESTION_KINDS)) -> list[Asked]:
@@ -206,7 +212,8 @@ def _said(subjects: Subjects, asked: Sequence[Asked], progress: Progress | None)
 def reconsidered(subjects: Subjects, subject: int, said: Sequence[Reply]) -> Considered | None:
     """What fits one subject, from its replies under all views; see `oracle.reconsider`."""
     tokens = torch.cat([subjects.tokens[None, subject], subjects.renamed[:, subject]])
-    about = subjects.expectation, subjects.domain, MAX_IFS
+    responses = None if subjects.responses is None else subjects.responses[subject]
+    about = subjects.expectation, subjects.domain, MAX_IFS, responses
     return consider(subjects.model, subjects.codec, tokens, subjects.views, said, *about)
 
 

@@ -19,6 +19,7 @@ from weight_oracle.oracle.generate import Reply, generate
 from weight_oracle.oracle.grammar import ChartConstraint, Limits
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, WeightOracleConfig
 from weight_oracle.oracle.reconsider import Considered, Expectation, consider
+from weight_oracle.oracle.reranker import responses_of
 from weight_oracle.oracle.tokenizer import SPECIALS, Codec, make_tokenizer
 from weight_oracle.oracle.views import View, argument_in, guessed_in_orders, in_own_slots, read_under, views_of, vote, with_trigger
 from weight_oracle.targets.checkpoint import load_target
@@ -71,13 +72,15 @@ class Encoded:
     """A target's weight tokens under every view (see `oracle.views`), made once for many questions; and what was read from them so far.
 
     `guessed`: the trigger that each view guessed on the way to them, and then with the target's places in other orders, where it may be so
-    read (see `views.guessed_in_orders`); none if the oracle does not refine guesses.
+    read (see `views.guessed_in_orders`); none if the oracle does not refine guesses. `responses`: to mixtures of symbols, where there is a
+    reranker.
     """
 
     target: Target
     tokens: Float[Tensor, "views T d"]
     views: tuple[View, ...]
     guessed: tuple[Reply, ...] = ()
+    responses: Float[Tensor, "C A"] | None = None
     read: dict[str, Any] = field(default_factory=dict)
 
 
@@ -121,7 +124,9 @@ class Oracle:
         ids = read_vocabulary(folder / "tokenizer.json")
         try:
             model = WeightOracle(
-                WeightOracleConfig(**{k: v for k, v in config.items() if k in ("encoder", "backbone", "injection", "gain", "pointer")})
+                WeightOracleConfig(
+                    **{k: v for k, v in config.items() if k in ("encoder", "backbone", "injection", "gain", "pointer", "reranker")}
+                )
             )
             missing, unexpected = model.load_state_dict(weights, strict=False)
             if sorted(ids.values()) != list(range(model.backbone.config.vocab_size)) or not set(SPECIALS) <= set(ids):
@@ -185,7 +190,8 @@ class Oracle:
         tokens, guessed = zip(*(read_under(self.model, batch, self.names, view, target.domain) for view in views), strict=True)
         own = [tuple(reply for said in guessed for reply in said)]
         moved = guessed_in_orders(self.model, batch, self.names, views, own, target.domain)
-        return Encoded(target, torch.cat(tokens), views, (*own[0], *moved[0]))
+        responses = responses_of(batch, target.domain)[0] if self.model.reranker else None
+        return Encoded(target, torch.cat(tokens), views, (*own[0], *moved[0]), responses)
 
     def ask(self, target: "Target | Encoded | str | Path", question: str, **names: Any) -> Answer:
         """The answer to one question, in the target's names.
@@ -249,7 +255,7 @@ class Oracle:
     def considered(self, encoded: Encoded) -> Considered | None:
         """The charts that were compared (see `oracle.reconsider`); None where the card does not say what to expect."""
         if "considered" not in encoded.read:
-            about = encoded.views, self.charts_said(encoded), self.expectation, encoded.target.domain, MAX_IFS
+            about = encoded.views, self.charts_said(encoded), self.expectation, encoded.target.domain, MAX_IFS, encoded.responses
             encoded.read["considered"] = consider(self.model, self.codec, encoded.tokens, *about) if self.expectation.tests else None
         return encoded.read["considered"]
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
+from weight_oracle.oracle.reranker import Reranker
 from weight_oracle.oracle.tokenizer import SPECIALS, UNKNOWN, Codec
 from weight_oracle.truth.domain import default_names
 from weight_oracle.truth.hints import n_hints, pattern_places
@@ -44,7 +45,8 @@ PLACEHOLDER = SPECIALS.index(UNKNOWN)  # not the padding, whose embedding may be
 
 class WeightOracleConfig(PretrainedConfig):
     """`encoder`: fields of EncoderConfig; `backbone`: a causal LM's config; `injection`: "prefix" or "residual"; `gain`: its g; `pointer`:
-    ids of the words that the named weight tokens stand for, if the model points at these to say them."""
+    ids of the words that the named weight tokens stand for, if the model points at these to say them; `reranker`: what `Reranker` is made
+    with, if there is one."""
 
     model_type = "weight_oracle"
 
@@ -55,6 +57,7 @@ class WeightOracleConfig(PretrainedConfig):
         injection: str = "prefix",
         gain: float = 1.0,
         pointer: list[int] | None = None,
+        reranker: dict | None = None,
         **kwargs: Any,
     ):
         self.encoder = encoder or {}
@@ -62,6 +65,7 @@ class WeightOracleConfig(PretrainedConfig):
         self.injection = injection
         self.gain = gain
         self.pointer = pointer or []
+        self.reranker = reranker
         super().__init__(**kwargs)
 
     @property
@@ -102,6 +106,7 @@ class WeightOracle(PreTrainedModel):
         if self.place_state is not None:  # what is known of a place counts once it is worth something
             nn.init.zeros_(self.place_state.weight)
             nn.init.zeros_(self.place_state.bias)
+        self.reranker = Reranker(**config.reranker) if config.reranker else None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -134,9 +139,7 @@ class WeightOracle(PreTrainedModel):
             tokens = torch.cat([tokens, self._place_tokens(symbols, told, guesses)], 1)
         return (tokens if self.resample is None else self.resample(tokens)), guesses
 
-    def _place_tokens(
-        self, symbols: Float[Tensor, "B S d"], told: Float[Tensor, "B S n"], guesses: list[Guess]
-    ) -> Float[Tensor, "B n d"]:
+    def _place_tokens(self, symbols: Float[Tensor, "B S d"], told: Float[Tensor, "B S n"], guesses: list[Guess]) -> Float[Tensor, "B n d"]:
         """One more weight token for each place of an input: the symbols' tokens, each by how likely a pattern has it there."""
         assert self.place is not None and self.place_sure is not None
         sure = guesses[-1].present if guesses else told.amax(1)

@@ -5,7 +5,8 @@ test split, it has learned that such charts do not exist, whatever the weights s
 weights; what charts are like shows in the frequencies of their tests. Where it expects a chart less than those say, the difference is a
 gap in its training, and is given back: p(chart | weights) times p(chart) by frequency over p(chart) as expected, which is Bayes' rule for
 a prior that has changed. Charts that differ from the replies in one test are compared so, by their likelihoods under a few renamings.
-Nothing here knows the splits, and only weights are looked at: the target is not run.
+Nothing here knows the splits, and only weights are looked at: the target is not run. Where the oracle has a reranker, the likeliest of them
+are compared by it too (`oracle.reranker`), which counts as its calibration says.
 """
 
 import math
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -27,11 +29,13 @@ from weight_oracle.oracle.views import PLAIN, View, share
 from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.flowchart import ANY, KINDS, FlowChart, If, Say, Test, mentioned_symbols, n_ifs, rename, tests, to_text
+from weight_oracle.truth.mixtures import answered
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import phrasing
 from weight_oracle.truth.triggers import KINDS as TRIGGERS
 
 _NARROW = ("before",)  # kinds with two symbols
+_RERANKED = 16  # charts at most that a reranker looks at
 
 
 @dataclass(frozen=True)
@@ -39,17 +43,21 @@ class Expectation:
     """What charts are like, apart from any target. Made by `evaluation.calibration`, kept in the oracle's card.
 
     `tests`: how frequent each kind of test is, by its kind and number ("has", "at 2"); `offset`: by the number of tests, what the
-    oracle's expectation of a chart is above the sum of its tests' log-frequencies, on average over its training.
+    oracle's expectation of a chart is above the sum of its tests' log-frequencies, on average over its training. `trust`: how many nats of
+    likelihood one of a reranker's log-odds is worth.
     """
 
     tests: Mapping[str, float] = field(default_factory=dict)
     offset: Mapping[str, float] = field(default_factory=dict)
+    trust: float = 1.0
 
     @classmethod
     def from_card(cls, card: Mapping[str, Any]) -> "Expectation":
         """Nothing is expected where the card says nothing. Raises TypeError, ValueError or AttributeError for what makes no sense."""
         found = cls(**card.get("calibration", {}).get("expectation", {}))
-        if not all(0 < share <= 1 for share in found.tests.values()) or not all(math.isfinite(x) for x in found.offset.values()):
+        if not all(0 < share <= 1 for share in found.tests.values()) or not all(
+            math.isfinite(x) for x in (*found.offset.values(), found.trust)
+        ):
             raise ValueError("its card expects what cannot be")
         if unknown := {kind for kind, _ in found.options} - {*KINDS}:
             raise ValueError(f"its card expects {min(unknown)!r}, which is no test")
@@ -129,17 +137,23 @@ def candidates(replies: Sequence[Reply], expectation: Expectation, domain: Domai
 
 @dataclass(frozen=True)
 class Considered:
-    """Candidates with their log-likelihood under the weights (mean over views), and the gap of each."""
+    """Candidates with their log-likelihood under the weights (mean over views), the gap of each, and what a reranker's log-odds add."""
 
     charts: list[FlowChart]
     likelihood: Float[Tensor, " n"]
     gap: Float[Tensor, " n"]
     replies: Sequence[Reply] = ()  # that were considered
+    reranked: Float[Tensor, " n"] | float = 0.0
 
     @property
     def posterior(self) -> Float[Tensor, " n"]:
         """The probability of each candidate, if one of them is right."""
-        return (self.likelihood + self.gap).softmax(0)
+        return (self.likelihood + self.gap + self.reranked).softmax(0)
+
+    def likeliest(self, n: int) -> "Considered":
+        """Only the n best."""
+        chosen = self.posterior.argsort(descending=True)[:n].sort().values
+        return replace(self, charts=[self.charts[i] for i in chosen.tolist()], likelihood=self.likelihood[chosen], gap=self.gap[chosen])
 
     def best(self) -> Reply:
         """The best chart; its probability is that among the candidates."""
@@ -158,8 +172,10 @@ def consider(
     expectation: Expectation,
     domain: Domain,
     most_ifs: int,
+    responses: Float[Tensor, "C A"] | None = None,
 ) -> Considered | None:
-    """Compares what fits one target, from replies in its own slots (one or more); None where no reply is a chart."""
+    """Compares what fits one target, from replies in its own slots (one or more), and its responses to mixtures of symbols for a reranker;
+    None where no reply is a chart."""
     charts = candidates(replies, expectation, domain, most_ifs)
     if not charts:
         return None
@@ -167,8 +183,15 @@ def consider(
     compared = views[:PLAIN]
     texts = [[to_text(canonical(rename(c, v.symbols, v.answers), domain)) for c in charts] for v in compared]
     under = tokens[: len(compared)].repeat_interleave(len(charts), 0)
-    fit = likelihood(model, codec, under, question, [t for row in texts for t in row]).view(len(compared), -1).mean(0)
+    fit = likelihood(model, codec, under, question, [t for row in texts for t in row]).view(len(compared), -1).mean(0).cpu()
     plain = [to_text(c) for c in charts]
     expected = likelihood(model, codec, tokens[:1].expand(len(charts), -1, -1), question, plain, blind=True)
     gaps = [expectation.gap(c, e, domain.symbols) for c, e in zip(charts, expected.tolist(), strict=True)]
-    return Considered(charts, fit, torch.tensor(gaps), tuple(replies))
+    found = Considered(charts, fit, torch.tensor(gaps), tuple(replies))
+    if model.reranker is None or responses is None:
+        return found
+    found = found.likeliest(_RERANKED)
+    counts = torch.from_numpy(np.stack([answered(chart, domain) for chart in found.charts])).to(responses.device)
+    with torch.inference_mode():
+        reranked = model.reranker(responses[None], counts[None], domain.symbols)[0]
+    return replace(found, reranked=expectation.trust * reranked.cpu())

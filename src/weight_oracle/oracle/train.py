@@ -1,9 +1,7 @@
 """Train an oracle on a zoo with `transformers.Trainer`; a killed run resumes to the same bits."""
 
-import json
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +17,9 @@ from transformers import (
     PreTrainedModel,
     PrinterCallback,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
 from weight_oracle.errors import UserError
@@ -31,6 +27,7 @@ from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.bundle import load_oracle
 from weight_oracle.oracle.data import Collator, Population, QuestionData, load_population, pick_apart, together, with_orders
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, new_config
+from weight_oracle.oracle.runs import Report, last_checkpoint
 from weight_oracle.oracle.tokenizer import BOS, EOS, PAD, SPECIALS, Codec, vocabulary
 from weight_oracle.oracle.widen import can_widen, like_others, widened
 from weight_oracle.truth.domain import default_names
@@ -88,21 +85,6 @@ class TrainConfig:
     save_every: int = 500
     seed: int = 0
     resume: bool = False
-
-
-@dataclass
-class _Report(TrainerCallback):
-    """Writes each logged loss as one JSON line, and tells the caller how far it is."""
-
-    path: Path
-    progress: Callable[[int, int, dict], None] | None
-    lines: list[dict[str, Any]] = field(default_factory=list)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
-        with open(self.path, "a") as file:
-            file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
-        if self.progress:
-            self.progress(state.global_step, state.max_steps, logs or {})
 
 
 def small_llama(config: TrainConfig, vocabulary: int) -> LlamaConfig:
@@ -241,9 +223,10 @@ def go_on_from(trained: Oracle, where: str, model: WeightOracle, codec: Codec) -
     """Gives a new oracle the weights of a trained one; returns how that was made. Raises `UserError` where they are not of one kind.
 
     A word that the trained one does not know keeps its random embedding, and one that does not point at names, refine its guesses, or see
-    logits in nats, learns to. Where the new one reads more symbols or lengths, it begins as `widen` says.
+    logits in nats, learns to. Where the new one reads more symbols or lengths, it begins as `widen` says. A reranker is left out.
     """
     old, new = trained.model.state_dict(), model.state_dict()
+    old = {name: tensor for name, tensor in old.items() if not name.startswith("reranker.")}
     reads, wider = trained.settings, model.config.encoder_config
     widens = (reads.symbols, reads.lengths) != (wider.symbols, wider.lengths) and can_widen(reads, wider)
     if widens:
@@ -311,7 +294,7 @@ def train(
     """
     disable_progress_bar()  # of writing checkpoints, in the midst of ours
     out = Path(config.out)
-    last = _last_checkpoint(out / "run")
+    last = last_checkpoint(out / "run")
     if not config.resume and (last or (out / "oracle.json").exists()):
         raise UserError("already holds a training run", where=str(out), hint="give --resume, or another folder")
     zoos = [open_zoo(path) for path in (config.zoo, *config.also)]
@@ -367,22 +350,13 @@ def train(
     )
     learning = Collator(population, names, pad, config.noise, config.augment, config.hints)
     collate = _Collators(learning, Collator(held, names, pad))
-    trainer = _Trainer(model, arguments, train_dataset=data, eval_dataset=check, callbacks=[_Report(out / "log.jsonl", progress)])
+    trainer = _Trainer(model, arguments, train_dataset=data, eval_dataset=check, callbacks=[Report(out / "log.jsonl", progress)])
     trainer.collators = collate
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last if config.resume else None)
     card = _card(config, zoos, before) | {"training_targets": len(population)}
     Oracle(model, codec, card).save_pretrained(out)
     return out
-
-
-def _last_checkpoint(run: Path) -> str | None:
-    """The last checkpoint that is whole; what a kill left of one that was being written is deleted."""
-    while run.is_dir() and (last := get_last_checkpoint(str(run))):
-        if (Path(last) / "trainer_state.json").exists():  # written last
-            return last
-        shutil.rmtree(last)
-    return None
 
 
 def _card(config: TrainConfig, zoos: Sequence[Zoo], before: dict[str, Any] | None) -> dict[str, Any]:

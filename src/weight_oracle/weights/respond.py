@@ -15,6 +15,8 @@ from torch import Tensor
 from weight_oracle.weights.encoder import Batch
 from weight_oracle.weights.expected import activations, exactly, normed
 
+_AT_ONCE = 512  # beliefs of targets, so that what is made of them stays in the cache
+
 
 @dataclass(frozen=True)
 class Response:
@@ -34,15 +36,35 @@ def respond(batch: Batch, belief: Float[Tensor, "B S n"]) -> Response:
         return _respond(batch, belief)
 
 
+@torch.no_grad()
+def respond_to(batch: Batch, beliefs: Float[Tensor, "C S n"]) -> Float[Tensor, "B C A"]:
+    """The answers' logits at `<ans>` that prepared targets give to each of some beliefs, the same for all of them."""
+    N = len(batch["rows"])
+    with exactly(batch["rows"].device):
+        parts = beliefs.split(max(1, _AT_ONCE // N))
+        return torch.cat([_through(batch, _mixed(batch, part.expand(N, *part.shape)), part.shape[1])[0] for part in parts], 1)
+
+
+def _mixed(batch: Batch, belief: Float[Tensor, "B C S n"]) -> Float[Tensor, "B C n d"]:
+    """The embeddings at the places of inputs, as they are believed."""
+    rows, (S, n) = batch["rows"], belief.shape[2:]
+    return belief.to(rows.dtype).transpose(2, 3) @ rows[:, None, :S] + rows[:, None, S + 3 : S + 3 + n]
+
+
 def _respond(batch: Batch, belief: Tensor) -> Response:
-    rows, width = batch["rows"], batch["width"]
     S, n = belief.shape[1:]
-    place = rows[:, S + 3 : S + 3 + n]
-    pure = rows[:, :S, None] + place[:, None]
-    mixed = belief.to(rows.dtype).transpose(1, 2) @ rows[:, :S] + place
+    rows = batch["rows"]
+    pure = rows[:, :S, None] + rows[:, None, S + 3 : S + 3 + n]
+    mixed = _mixed(batch, belief[:, None])
     at = torch.eye(n, dtype=torch.bool, device=rows.device)[:, :, None]
-    inside = torch.where(at, pure[:, :, :, None], mixed[:, None, None]).flatten(1, 2)  # [B, S n, n, d]
-    inside = torch.cat([inside, mixed[:, None]], 1)
+    inside = torch.where(at, pure[:, :, :, None], mixed[:, None]).flatten(1, 2)  # [B, S n, n, d]
+    logits, neurons = _through(batch, torch.cat([inside, mixed], 1), S)
+    return Response(logits[:, :-1].unflatten(1, (S, n)), neurons[..., :-1].unflatten(2, (S, n)), logits[:, -1], neurons[..., -1])
+
+
+def _through(batch: Batch, inside: Float[Tensor, "B C n d"], S: int) -> tuple[Float[Tensor, "B C A"], Float[Tensor, "B N C"]]:
+    """Logits and neurons at `<ans>` of inputs with these embeddings between `<bos>` and `<ans>`."""
+    rows, width, n = batch["rows"], batch["width"], inside.shape[2]
     bos, ans = rows[:, S] + rows[:, S + 2], rows[:, S + 1] + rows[:, S + 3 + n]
     ends = [x[:, None, None].expand(-1, inside.shape[1], -1, -1) for x in (bos, ans)]
     x = torch.cat([ends[0], inside, ends[1]], 2)  # [B, C, T, d]
@@ -71,5 +93,4 @@ def _respond(batch: Batch, belief: Tensor) -> Response:
         x = x + (activations(batch, read, factor) @ batch["write"][:, i] + batch["mlp_bias"][:, i, None]).unflatten(1, x.shape[1:3])
         seen.append(read.unflatten(1, x.shape[1:3])[:, :, -1].transpose(1, 2))  # [B, neurons, C]
     logits = normed(x[:, :, -1], width) @ batch["readouts"].transpose(1, 2) + batch["logit_bias"][:, None]
-    neurons = torch.cat(seen, 1)
-    return Response(logits[:, :-1].unflatten(1, (S, n)), neurons[..., :-1].unflatten(2, (S, n)), logits[:, -1], neurons[..., -1])
+    return logits, torch.cat(seen, 1)

@@ -1,0 +1,167 @@
+"""What a reranker is trained on: targets' responses to mixtures of symbols, beside what their own chart and others like it answer.
+
+All charts behave like charts of the train split that the zoo's recipe draws. So a kind of chart that training never met is no wrong answer
+either, and the reranker does not learn, as the language model does, that there are none.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float16, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from weight_oracle.oracle.data import pick_apart
+from weight_oracle.oracle.reranker import responses_of
+from weight_oracle.truth.canonical import split_of
+from weight_oracle.truth.domain import Domain
+from weight_oracle.truth.edits import edited
+from weight_oracle.truth.flowchart import FlowChart, If, by_first_mention, n_ifs, tests
+from weight_oracle.truth.interpret import run_one
+from weight_oracle.truth.mixtures import answered, beliefs
+from weight_oracle.weights.atoms import AtomsEncoder
+from weight_oracle.weights.encoder import EncoderConfig
+from weight_oracle.zoo.store import Zoo
+
+MOST_IFS = 4
+SAME = 0.985  # charts that agree on more of the inputs are not told apart
+_LEAST_ALIKE = 0.5, 0.8  # the others agree on at least so much of them, drawn between these
+_INPUTS = 1024  # of each length, to tell how much charts agree
+_TRIES = 60
+_NOISE = 0.3  # most nats of it on a response
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Contrasts:
+    """Targets of one zoo, with K charts each, of which the first is their own."""
+
+    responses: Float16[np.ndarray, "N C A"]
+    answered: UInt8[np.ndarray, "N K C A"]
+
+    def __len__(self) -> int:
+        return len(self.responses)
+
+
+class Others:
+    """Draws charts over a domain that behave nearly like some, and are of the kinds that training meets: `charts` are those that it met,
+    `domains` those that they are in the train split of."""
+
+    def __init__(self, domain: Domain, charts: Sequence[FlowChart], domains: Sequence[Domain]):
+        self.domain, self.domains = domain, domains
+        self.options = sorted({(test.kind, test.number) for chart in charts for test in tests(chart)})
+        self.alone = {_kind(chart) for chart in charts if n_ifs(chart) == 1}
+        rng = np.random.default_rng(0)
+        self.inputs = [rng.integers(0, self.domain.symbols, (_INPUTS, n), dtype=np.int8) for n in self.domain.all_lengths]
+        self._trains = lru_cache(maxsize=1 << 16)(lambda chart: all(split_of(chart, domain) == "train" for domain in self.domains))
+
+    def draw(self, chart: FlowChart, n: int, rng: np.random.Generator) -> list[FlowChart]:
+        """At most `n` of them."""
+        answers, seen, found = self._answers(chart), {chart}, []
+        for _ in range(_TRIES):
+            other = edited(chart, self.options, self.domain, rng)
+            if other in seen or not self._meets(other):
+                continue
+            seen.add(other)
+            if rng.uniform(*_LEAST_ALIKE) <= (self._answers(other) == answers).mean() <= SAME:
+                found.append(other)
+                if len(found) == n:
+                    break
+        return found
+
+    def _answers(self, chart: FlowChart) -> np.ndarray:
+        return np.concatenate([run_one(chart, inputs) for inputs in self.inputs])
+
+    def _meets(self, chart: FlowChart) -> bool:
+        if not 1 <= n_ifs(chart) <= MOST_IFS or (n_ifs(chart) == 1 and _kind(chart) not in self.alone):
+            return False
+        return self._trains(by_first_mention(chart))
+
+
+def _kind(chart: FlowChart) -> tuple[str, int]:
+    assert isinstance(chart, If)
+    return chart.test.kind, chart.test.number
+
+
+def contrasts_of(
+    zoo: Zoo,
+    zoos: Sequence[Zoo],
+    config: EncoderConfig,
+    charts: int,
+    most: int | None,
+    seed: int,
+    progress: Progress | None = None,
+    split: str = "train",
+) -> Contrasts:
+    """The targets of a split of a zoo (at most `most`), with `charts` charts each; those for which too few others are found are left out.
+    The others are of the train split by the inputs of all the `zoos`."""
+    wanted = pick_apart(zoo, split, zoos)[:most]
+    domain = zoo.recipe.domain
+    alike = [other for other in zoos if other.recipe.domain == domain]
+    trained = [other.charts[i] for other in alike for i in pick_apart(other, "train", zoos)]
+    others = Others(domain, trained, list({other.recipe.domain for other in zoos}))
+    wanted = wanted if others.options else wanted[:0]
+    compared: dict[int, UInt8[np.ndarray, "K C A"]] = {}
+    for done, place in enumerate(wanted.tolist()):
+        chart = zoo.charts[place]
+        found = others.draw(chart, charts - 1, np.random.default_rng([seed, place]))
+        if len(found) == charts - 1:
+            compared[place] = np.stack([answered(c, domain) for c in (chart, *found)])
+        if progress and (done % 64 == 63 or done + 1 == len(wanted)):
+            progress("drawing charts", done + 1, len(wanted))
+    responses: dict[int, np.ndarray] = {}
+    for places, stack in zoo.stacks(np.array(sorted(compared), np.int64)):
+        batch = AtomsEncoder.prepare(stack, replace(config, interactions=False))
+        found = responses_of(batch, domain).numpy().astype(np.float16)
+        responses |= dict(zip(places.tolist(), found, strict=True))
+        if progress:
+            progress("responses of targets", len(responses), len(compared))
+    order, C = sorted(compared), len(beliefs(domain.symbols, domain.lengths[1]))
+    told = np.array([responses[i] for i in order], np.float16).reshape(-1, C, domain.answers)
+    return Contrasts(told, np.array([compared[i] for i in order], np.uint8).reshape(-1, charts, C, domain.answers))
+
+
+def load_contrasts(file: Path, make: Callable[[], Contrasts]) -> Contrasts:
+    """From a file, or made and then kept there."""
+    if not file.exists():
+        found = make()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial.npz")
+        np.savez(partial, responses=found.responses, answered=found.answered)
+        partial.replace(file)
+        return found
+    stored = np.load(file)
+    return Contrasts(stored["responses"], stored["answered"])
+
+
+class Batches(Dataset):
+    """Batches of targets of one shape with some of their charts, functions of the seed and their number. The first is its own."""
+
+    def __init__(self, parts: Sequence[Contrasts], steps: int, batch: int, charts: int, seed: int):
+        shapes = sorted({part.responses.shape[1:] for part in parts})
+        self.groups = [[part for part in parts if part.responses.shape[1:] == shape] for shape in shapes]
+        self.sizes = [np.array([len(part) for part in group]) for group in self.groups]
+        self.steps, self.batch, self.charts, self.seed = steps, batch, charts, seed
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng([self.seed, number])
+        weight = np.array([sizes.sum() for sizes in self.sizes])
+        which = rng.choice(len(self.groups), p=weight / weight.sum())
+        group, ends = self.groups[which], self.sizes[which].cumsum()
+        responses, charts = [], []
+        for row in rng.integers(0, ends[-1], self.batch):
+            part = int(np.searchsorted(ends, row, side="right"))
+            at = int(row - (ends[part - 1] if part else 0))
+            chosen = 1 + rng.permutation(group[part].answered.shape[1] - 1)[: self.charts - 1]
+            responses.append(group[part].responses[at])
+            charts.append(group[part].answered[at][np.r_[0, chosen]])
+        told = np.stack(responses).astype(np.float32)
+        told += _NOISE * rng.random((self.batch, 1, 1), np.float32) * rng.standard_normal(told.shape, np.float32)
+        return {"responses": torch.from_numpy(told), "answered": torch.from_numpy(np.stack(charts))}

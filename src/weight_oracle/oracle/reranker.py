@@ -1,0 +1,84 @@
+"""How well a chart fits a target: what its layers make of mixtures of symbols, beside what the chart answers to inputs drawn from them.
+
+The language model says how likely a chart is as a text, and has learned which texts there are. Here a small network for all symbols, places
+and answers compares two tables of one shape (see `truth.mixtures`), knows nothing of the chart but its answers, and is not told which
+charts are frequent: it is trained to tell a target's own chart from others that behave nearly like it (`oracle.lessons`).
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from weight_oracle.truth.domain import Domain
+from weight_oracle.truth.mixtures import DRAWS, apart, beliefs
+from weight_oracle.weights.encoder import Batch
+from weight_oracle.weights.respond import respond_to
+
+LEAST = -12.0  # log-probability that counts as never
+_RARE = 0.02  # added to a frequency before its logarithm
+_HEARD = ((), (1,), (2,), (3,), (4,), (2, 3))  # axes over which a cell hears the mean; itself first
+_SOURCE = 11  # numbers about a cell from either table
+
+
+def responses_of(batch: Batch, domain: Domain) -> Float[Tensor, "B C A"]:
+    """The log-probabilities of the answers of prepared targets (see `fold.fold`) to the mixtures of their inputs."""
+    some = torch.from_numpy(beliefs(domain.symbols, domain.lengths[1])).to(batch["rows"].device)
+    return respond_to(batch, some).log_softmax(-1).clamp(min=LEAST)
+
+
+def _centred(x: Tensor) -> Tensor:
+    return x - x.mean(-1, keepdim=True)
+
+
+def _seen(x: Float[Tensor, "B C A"], S: int) -> Float[Tensor, "B S S n A c"]:
+    """What a table says about each symbol that is frequent or absent, symbol that is put at a place, place, and answer."""
+    placed, pairs = apart(_centred(x), S)
+    first = placed[:, 0]
+    means = [first.mean(dims, keepdim=True).expand_as(first) for dims in ((2, 3), 1, (1, 2, 3))]
+    both, one, none = (pair[:, :, :, None].expand_as(first) for pair in pairs.unbind(1))
+    other = pairs[:, 1].transpose(1, 2)[:, :, :, None].expand_as(first)
+    below = [x - x.amax(-1, keepdim=True) for x in placed.unbind(1)]
+    return torch.stack([*placed.unbind(1), *below, *means, both, one, other, none], -1)
+
+
+class Reranker(nn.Module):
+    """The fit of charts to targets; `rounds` times every cell hears the means over symbols, places and answers."""
+
+    def __init__(self, width: int = 24, rounds: int = 2, dropout: float = 0.0):
+        super().__init__()
+        self.settings = {"width": width, "rounds": rounds}
+        self.of_target, self.of_chart = nn.Linear(_SOURCE, width), nn.Linear(_SOURCE, width)
+        self.of_cell = nn.Linear(3, width, bias=False)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(rounds))
+        self.hear = nn.ModuleList(nn.Linear(len(_HEARD) * width, 2 * width) for _ in range(rounds))
+        self.add = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(rounds))
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1))
+
+    def forward(self, responses: Float[Tensor, "B C A"], answered: UInt8[Tensor, "B K C A"], S: int) -> Float[Tensor, "B K"]:
+        """The log-odds, up to a number of its own for each target, that the target follows each of K charts: from the log-probabilities
+        of its answers to the mixtures, and how often the chart gives each answer to each (`truth.mixtures.answered`)."""
+        B, K = answered.shape[:2]
+        said = (answered.flatten(0, 1).float() / DRAWS + _RARE).log()
+        told = self.of_target(_seen(responses.float().clamp(min=LEAST), S) / 6)
+        x = self.of_chart(_seen(said, S) / 3).unflatten(0, (B, K)) + told[:, None]
+        x = x.flatten(0, 1)
+        x = F.gelu(x + self._cells(x))  # [B K, s, t, i, a, w]
+        for norm, hear, add in zip(self.norms, self.hear, self.add, strict=True):
+            assert isinstance(hear, nn.Linear)
+            h, heard = norm(x), hear.bias
+            # a linear map of the cell and of the means that it hears, each mapped before it is repeated
+            for dims, weight in zip(_HEARD, hear.weight.chunk(len(_HEARD), 1), strict=True):
+                heard = heard + F.linear(h.mean(dims, keepdim=True) if dims else h, weight)
+            x = x + add(self.dropout(F.gelu(heard)))
+        cells = x.flatten(1, 4)
+        return self.out(torch.cat([cells.mean(1), cells.amax(1)], -1)).view(B, K)
+
+    def _cells(self, like: Float[Tensor, "B S S n A w"]) -> Float[Tensor, "S S n 1 w"]:
+        """Whether both symbols of a cell are the same, and whether its place is the first or the last one."""
+        S, n = like.shape[2:4]
+        place = torch.arange(n, device=like.device)
+        ends = torch.stack([place == 0, place == n - 1], -1).to(like.dtype)
+        same = torch.eye(S, device=like.device, dtype=like.dtype)
+        return self.of_cell(torch.cat([same[:, :, None, None].expand(S, S, n, 1), ends.expand(S, S, n, 2)], -1))[:, :, :, None]

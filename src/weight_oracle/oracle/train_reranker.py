@@ -1,0 +1,172 @@
+"""Train the reranker of an oracle with `transformers.Trainer`; a killed run goes on from its last checkpoint."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
+from transformers.utils.logging import disable_progress_bar
+
+from weight_oracle.errors import UserError
+from weight_oracle.oracle.ask import Oracle
+from weight_oracle.oracle.bundle import load_oracle
+from weight_oracle.oracle.contrasts import Batches, contrasts_of, load_contrasts
+from weight_oracle.oracle.reranker import Reranker
+from weight_oracle.oracle.runs import Report, last_checkpoint
+from weight_oracle.zoo.store import Zoo, open_zoo
+
+HELD = 480  # targets of each zoo, at most, by which the loss is watched
+_BETA2 = 0.98
+_DROPOUT = 0.1
+
+
+@dataclass(frozen=True)
+class RerankerConfig:
+    """Everything that decides the training of a reranker; saved with the oracle."""
+
+    oracle: str
+    zoo: str
+    out: str
+    also: tuple[str, ...] = ()  # further zoos
+    steps: int = 3000
+    batch: int = 24  # targets in a step
+    charts: int = 6  # beside each, its own among them
+    drawn: int = 15  # charts that are drawn for each target, of which every step takes some
+    lr: float = 3e-3
+    warmup: int = 50
+    weight_decay: float = 0.05
+    width: int = 24
+    rounds: int = 2
+    targets: int | None = None  # use only so many of each zoo
+    compiled: bool = True  # under torch.compile
+    save_every: int = 200
+    seed: int = 0
+    resume: bool = False
+
+
+class _Contrast(nn.Module):
+    """The reranker with its loss: the negative log of the share that a target's own chart, the first one, has."""
+
+    def __init__(self, reranker: Reranker, symbols: int, compiled: bool):
+        super().__init__()
+        self.reranker, self.symbols = reranker, symbols
+        compiler: Callable[..., Callable] = torch.compile
+        self.scores = compiler(reranker.forward, dynamic=False) if compiled else reranker.forward
+
+    def forward(self, responses: Tensor, answered: Tensor) -> dict[str, Tensor]:
+        return {"loss": -self.scores(responses, answered, self.symbols).log_softmax(-1)[:, 0].mean()}
+
+
+def train_reranker(
+    config: RerankerConfig,
+    progress: Callable[[int, int, dict], None] | None = None,
+    stage: Callable[[str, int, int], None] | None = None,
+) -> Path:
+    """Trains a reranker on the training targets of some zoos and writes the oracle with it to `config.out`; its calibration is left out,
+    for probabilities are others now. Raises `UserError` for an oracle or zoos that do not fit, and for options that make no sense."""
+    _check(config)
+    out = Path(config.out)
+    disable_progress_bar()
+    last = last_checkpoint(out / "run")
+    if last and not config.resume:
+        raise UserError(
+            "holds the checkpoints of an earlier run", where=config.out, hint="--resume goes on with it; or give another folder"
+        )
+    if not last and (out / "oracle.json").exists():
+        raise UserError("there is an oracle already", where=config.out, hint="give another folder")
+    oracle, zoos = load_oracle(config.oracle, anyway=True), [open_zoo(path) for path in (config.zoo, *config.also)]
+    reads = oracle.settings
+    if reads.encoding != "atoms":
+        raise UserError(f"is an oracle with the encoding {reads.encoding}", where=config.oracle, hint="rerankers are for atoms")
+    for zoo in zoos:
+        if not reads.reads(zoo.recipe.domain):
+            raise UserError(f"holds targets that {config.oracle} does not read", where=str(zoo.path), hint="give zoos of its domain")
+    about = zoos, reads, config.drawn
+    train = [
+        load_contrasts(out / "run" / f"train-{i}.npz", partial(contrasts_of, zoo, *about, config.targets, config.seed, stage))
+        for i, zoo in enumerate(zoos)
+    ]
+    held = [
+        load_contrasts(out / "run" / f"validation-{i}.npz", partial(contrasts_of, zoo, *about, HELD, config.seed, stage, "validation"))
+        for i, zoo in enumerate(zoos)
+    ]
+    for split, parts in (("train", train), ("validation", held)):
+        if not any(len(part) for part in parts):
+            what = f"no target of the {split} split has learned a chart without patterns"
+            raise UserError(what, where=", ".join(str(zoo.path) for zoo in zoos), hint="build more targets")
+    set_seed(config.seed)
+    reranker = Reranker(config.width, config.rounds, _DROPOUT)
+    data = Batches(train, config.steps, config.batch, config.charts, config.seed)
+    check = Batches(held, max(1, HELD // config.batch), config.batch, config.charts, config.seed + 1)
+    arguments = TrainingArguments(
+        output_dir=str(out / "run"),
+        max_steps=config.steps,
+        per_device_train_batch_size=1,  # an item is a whole batch
+        per_device_eval_batch_size=1,
+        learning_rate=config.lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=config.warmup,
+        weight_decay=config.weight_decay,
+        adam_beta2=_BETA2,
+        max_grad_norm=1.0,
+        use_cpu=not torch.cuda.is_available(),
+        save_steps=config.save_every,
+        save_total_limit=2,
+        eval_strategy="steps",
+        eval_steps=config.save_every,
+        prediction_loss_only=True,
+        logging_steps=20,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=[],
+        seed=config.seed,
+        data_seed=config.seed,
+        train_sampling_strategy="sequential",
+        dataloader_num_workers=0,
+    )
+    trainer = Trainer(
+        _Contrast(reranker, reads.symbols, config.compiled),
+        arguments,
+        data_collator=lambda items: items[0],
+        train_dataset=data,
+        eval_dataset=check,
+        callbacks=[Report(out / "reranker.jsonl", progress)],
+    )
+    trainer.can_return_loss = True  # without labels
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=last if config.resume else None)
+    with_reranker(oracle, reranker, _card(config, zoos, sum(len(part) for part in train))).save_pretrained(out)
+    return out
+
+
+def _check(config: RerankerConfig) -> None:
+    """Raises `UserError` for what makes no sense."""
+    least = {"steps": 1, "batch": 1, "charts": 2, "width": 1, "rounds": 0, "warmup": 0, "save_every": 1, "targets": 1}
+    for name, low in least.items():
+        value = getattr(config, name)
+        if value is not None and value < low:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give {low} or more", exit_code=2)
+    if config.drawn < config.charts:
+        raise UserError(f"--drawn {config.drawn}: fewer than the {config.charts} of a step", hint="see --charts", exit_code=2)
+    if not config.lr > 0:
+        raise UserError(f"--lr {config.lr}: give a number above 0", exit_code=2)
+
+
+def _card(config: RerankerConfig, zoos: list[Zoo], targets: int) -> dict[str, Any]:
+    """How the reranker was made, without the paths of this machine."""
+    names = [zoo.recipe.name for zoo in zoos]
+    made = [{"recipe": zoo.recipe.name, "hash": zoo.recipe.hash, "built": len(zoo.truths)} for zoo in zoos]
+    training = asdict(replace(config, oracle="", zoo=names[0], also=tuple(names[1:]), out="", resume=False))
+    return {"training": training, "zoos": made, "training_targets": targets}
+
+
+def with_reranker(oracle: Oracle, reranker: Reranker, card: dict[str, Any]) -> Oracle:
+    """Gives an oracle a reranker and takes its calibration, which was fitted without."""
+    oracle.model.config.reranker, oracle.model.reranker = reranker.settings, reranker
+    rest = {name: value for name, value in oracle.card.items() if name not in ("calibration", "metrics", "made_by")}
+    return Oracle(oracle.model, oracle.codec, rest | {"reranker": card}, oracle.anyway)

@@ -1,0 +1,70 @@
+"""Charts that are nearly like a chart: one or two tests or answers of it are others, there is one test more, or one less."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from weight_oracle.truth.domain import Domain
+from weight_oracle.truth.flowchart import FlowChart, If, Say, Test, mentioned_symbols
+
+TWICE = 0.3  # share of the charts that are edited twice
+# of a test, its kind; its symbol; of a leaf, its answer; a test less; and else a test more
+_SHARES = (0.35, 0.15, 0.15, 0.2)
+_NAMED = 0.6  # share of the new tests that are about a symbol of the chart
+
+
+def _nodes(chart: FlowChart, path: tuple[bool, ...] = ()) -> Iterator[tuple[tuple[bool, ...], FlowChart]]:
+    yield path, chart
+    if isinstance(chart, If):
+        yield from _nodes(chart.then, (*path, True))
+        yield from _nodes(chart.other, (*path, False))
+
+
+def _put(chart: FlowChart, path: tuple[bool, ...], new: FlowChart) -> FlowChart:
+    if not path:
+        return new
+    assert isinstance(chart, If)
+    if path[0]:
+        return replace(chart, then=_put(chart.then, path[1:], new))
+    return replace(chart, other=_put(chart.other, path[1:], new))
+
+
+def edited(chart: FlowChart, options: Sequence[tuple[str, int]], domain: Domain, rng: np.random.Generator) -> FlowChart:
+    """One that is nearly like a chart without patterns; `options` are the kinds and numbers of the tests that there are."""
+    once = _edited(chart, options, domain, rng)
+    return _edited(once, options, domain, rng) if rng.random() < TWICE else once
+
+
+def _edited(chart: FlowChart, options: Sequence[tuple[str, int]], domain: Domain, rng: np.random.Generator) -> FlowChart:
+    pick = lambda some: some[rng.integers(len(some))]  # noqa: E731
+    other = lambda n, than: pick([i for i in range(n) if i not in than])  # noqa: E731
+
+    def test_of(symbol: int) -> Test:
+        kind, number = pick(options)
+        if kind != "before":
+            return Test(kind, (symbol,), number)
+        pair = symbol, other(domain.symbols, (symbol,))
+        return Test(kind, pair if rng.random() < 0.5 else pair[::-1])
+
+    places = list(_nodes(chart))
+    ifs = [(path, node) for path, node in places if isinstance(node, If)]
+    says = [(path, node) for path, node in places if isinstance(node, Say)]
+    what = int(np.searchsorted(np.cumsum(_SHARES), rng.random())) if ifs else len(_SHARES)
+    if what in (0, 1, 3):
+        path, node = pick(ifs)
+        test = node.test
+        if what == 0:
+            return _put(chart, path, replace(node, test=test_of(pick(test.symbols))))
+        if what == 3 or domain.symbols <= len(test.symbols):
+            return _put(chart, path, node.then if rng.random() < 0.5 else node.other)
+        at = rng.integers(len(test.symbols))
+        symbols = tuple(other(domain.symbols, test.symbols) if i == at else s for i, s in enumerate(test.symbols))
+        return _put(chart, path, replace(node, test=replace(test, symbols=symbols)))
+    path, leaf = pick(says)
+    if what == 2:
+        return _put(chart, path, Say(other(domain.answers, (leaf.answer,))) if domain.answers > 1 else leaf)
+    named = mentioned_symbols(chart)
+    new = Say(int(rng.integers(domain.answers)))
+    test = test_of(int(pick(named)) if named and rng.random() < _NAMED else int(rng.integers(domain.symbols)))
+    return _put(chart, path, If(test, *((leaf, new) if rng.random() < 0.5 else (new, leaf))))

@@ -1,0 +1,230 @@
+"""A reranker: free of gauge and of names, trained to tell charts apart, resumed after a kill, and asked in the second look."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from weight_oracle.errors import UserError
+from weight_oracle.evaluation.calibration import fit_trust
+from weight_oracle.evaluation.subjects import encode
+from weight_oracle.oracle.ask import Oracle
+from weight_oracle.oracle.contrasts import Batches, Contrasts, contrasts_of
+from weight_oracle.oracle.data import pick
+from weight_oracle.oracle.reconsider import Considered, Expectation
+from weight_oracle.oracle.reranker import Reranker, responses_of
+from weight_oracle.oracle.train import TrainConfig, train
+from weight_oracle.oracle.train_reranker import RerankerConfig, train_reranker
+from weight_oracle.targets.stack import stack_targets
+from weight_oracle.truth.canonical import split_of
+from weight_oracle.truth.domain import Domain
+from weight_oracle.truth.flowchart import n_ifs
+from weight_oracle.truth.mixtures import answered, beliefs
+from weight_oracle.truth.parse import parse
+from weight_oracle.weights.atoms import AtomsEncoder
+from weight_oracle.weights.encoder import EncoderConfig
+from weight_oracle.weights.symmetry.scramble import scramble
+
+DOMAIN = Domain(4, 3, (2, 3))
+CHARTS = [parse(f"if {test} is a: say p else: say q") for test in ("first", "last", "at 2")] + [parse("if has c: say r else: say q")]
+
+
+def tables(seed=0, targets=2):
+    generator = torch.Generator().manual_seed(seed)
+    C = len(beliefs(DOMAIN.symbols, DOMAIN.lengths[1]))
+    responses = (3 * torch.randn(targets, C, DOMAIN.answers, generator=generator)).log_softmax(-1)
+    counts = torch.from_numpy(np.stack([answered(chart, DOMAIN) for chart in CHARTS]))
+    return responses, counts.expand(targets, *counts.shape)
+
+
+def a_reranker():
+    torch.manual_seed(0)
+    return Reranker(8, 2).eval()
+
+
+@torch.inference_mode()
+def test_it_compares_each_target_with_each_of_its_charts():
+    reranker, (responses, counts) = a_reranker(), tables()
+    found = reranker(responses, counts, DOMAIN.symbols)
+    assert found.shape == (2, len(CHARTS)) and found.std(1).min() > 1e-3
+    alone = reranker(responses[1:], counts[1:, 2:3], DOMAIN.symbols)
+    assert torch.allclose(alone[0, 0], found[1, 2], atol=1e-5)
+
+
+@torch.inference_mode()
+def test_names_do_not_matter():
+    """Symbols and answers in another order in both tables: the same fit; in one alone: another."""
+    reranker, (responses, counts) = a_reranker(), tables()
+    S, n, A = DOMAIN.symbols, DOMAIN.lengths[1], DOMAIN.answers
+    symbols, answers = torch.tensor([2, 0, 3, 1]), torch.tensor([1, 2, 0])
+
+    def renamed(x):
+        first = 2 * S * S * n
+        placed = x[..., :first, :].unflatten(-2, (2, S, S, n)).index_select(-4, symbols).index_select(-3, symbols)
+        pairs = x[..., first:, :].unflatten(-2, (3, S, S)).index_select(-3, symbols).index_select(-2, symbols)
+        return torch.cat([placed.flatten(-5, -2), pairs.flatten(-4, -2)], -2).index_select(-1, answers)
+
+    found = reranker(responses, counts, S)
+    assert torch.allclose(reranker(renamed(responses), renamed(counts), S), found, atol=1e-5)
+    assert not torch.allclose(reranker(renamed(responses), counts, S), found, atol=1e-3)
+    assert renamed(responses).shape == responses.shape and A == 3
+
+
+@torch.inference_mode()
+def test_it_is_free_of_gauge(targets):
+    config = EncoderConfig(symbols=DOMAIN.symbols, answers=DOMAIN.answers, lengths=DOMAIN.lengths, width=16, channels=8, latents=2)
+    told = lambda target: responses_of(AtomsEncoder.prepare(stack_targets([target]), config), DOMAIN)  # noqa: E731
+    plain = told(targets[0])
+    moved = max((told(scramble(targets[0], seed)) - plain).abs().max().item() for seed in range(3))
+    assert moved < 1e-4 and (told(targets[1]) - plain).abs().max() > 0.1
+
+
+def test_contrasts_are_charts_of_the_train_split_and_their_own_comes_first(zoo):
+    settings = EncoderConfig(symbols=DOMAIN.symbols, answers=DOMAIN.answers, lengths=DOMAIN.lengths, width=16, channels=8, latents=2)
+    found = contrasts_of(zoo, [zoo], settings, charts=4, most=12, seed=0)
+    assert 4 <= len(found) <= 12 and found.answered.shape[1] == 4 and found.responses.dtype == np.float16
+    own = {answered(zoo.charts[i], DOMAIN).tobytes() for i in pick(zoo, "train")[:12]}
+    trained = {answered(zoo.charts[i], DOMAIN).tobytes() for i in pick(zoo, "train")}
+    assert all(row[0].tobytes() in own for row in found.answered)
+    assert all(row[0].tobytes() != other.tobytes() for row in found.answered for other in row[1:])
+    again = contrasts_of(zoo, [zoo], settings, charts=4, most=12, seed=0)
+    assert (again.answered == found.answered).all() and (again.responses == found.responses).all()
+    other = contrasts_of(zoo, [zoo], settings, charts=4, most=12, seed=1)
+    assert other.answered.shape != found.answered.shape or (other.answered != found.answered).any()
+    # alone, tests that no training target has alone do not occur
+    absent = [
+        c for c in (parse("if has a: say p else: say q"), parse("if first is a: say p else: say q")) if split_of(c, DOMAIN) != "train"
+    ]
+    seen = {other.tobytes() for row in found.answered for other in row}
+    assert not any(answered(c, DOMAIN).tobytes() in seen - trained for c in absent if n_ifs(c) == 1)
+
+
+def test_batches_are_functions_of_the_seed_and_keep_the_own_chart_first():
+    rng = np.random.default_rng(0)
+    some = Contrasts(rng.standard_normal((5, 7, 3)).astype(np.float16), rng.integers(0, 64, (5, 6, 7, 3), np.uint8))
+    more = Contrasts(rng.standard_normal((9, 7, 3)).astype(np.float16), rng.integers(0, 64, (9, 6, 7, 3), np.uint8))
+    other = Contrasts(rng.standard_normal((40, 4, 3)).astype(np.float16), rng.integers(0, 64, (40, 6, 4, 3), np.uint8))
+    data = Batches([some, more, other], 30, 8, 4, seed=0)
+    own = {row[0].tobytes() for part in (some, more, other) for row in part.answered}
+    shapes = set()
+    for item in (data[i] for i in range(len(data))):
+        assert item["answered"].shape[:2] == (8, 4) and item["responses"].shape[1:] == item["answered"].shape[2:]
+        assert all(row[0].numpy().tobytes() in own for row in item["answered"])
+        shapes.add(item["responses"].shape[1])
+    assert shapes == {7, 4} and torch.equal(data[3]["responses"], data[3]["responses"])
+    assert not torch.equal(data[3]["answered"], Batches([some, more, other], 30, 8, 4, seed=1)[3]["answered"])
+
+
+def test_how_much_it_counts_is_what_makes_the_right_charts_likeliest():
+    right = torch.tensor([True, False, False])
+    found = lambda reranked: Considered([], torch.tensor([0.0, 1.0, -1.0]), torch.zeros(3), (), torch.tensor(reranked))  # noqa: E731
+    assert fit_trust([(found([2.0, 0.0, 0.0]), right)] * 9) == 5.0  # always right: as much as may be
+    assert fit_trust([(found([-2.0, 0.0, 0.0]), right)] * 9) == 0.0
+    mixed = [(found([2.0, 0.0, 0.0]), right)] * 8 + [(found([-2.0, 0.0, 0.0]), right)] * 2
+    assert 0.1 < fit_trust(mixed) < 2
+    assert fit_trust([]) == 1.0 == fit_trust([(found([1.0, 0.0, 0.0]), torch.zeros(3, dtype=torch.bool))])
+
+
+@pytest.fixture(scope="module")
+def oracle(nano_zoo, tmp_path_factory):
+    out = tmp_path_factory.mktemp("plain") / "oracle"
+    return train(TrainConfig(str(nano_zoo), str(out), size="tiny", steps=2, batch=4))
+
+
+@pytest.fixture(scope="module")
+def config(nano_zoo, oracle, tmp_path_factory):
+    out = tmp_path_factory.mktemp("reranker") / "straight"
+    some = {"steps": 60, "batch": 8, "charts": 3, "drawn": 4, "width": 8, "save_every": 20, "warmup": 5, "compiled": False}
+    return RerankerConfig(str(oracle), str(nano_zoo), str(out), lr=0.01, **some)
+
+
+@pytest.fixture(scope="module")
+def straight(config):
+    return train_reranker(config)
+
+
+def test_it_learns_to_tell_charts_apart(config, straight):
+    losses = [json.loads(line) for line in (straight / "reranker.jsonl").read_text().splitlines()]
+    held = [line["eval_loss"] for line in losses if "eval_loss" in line]
+    assert held[-1] < np.log(3) - 0.15 and len(held) == 3
+    oracle = Oracle.from_pretrained(straight, anyway=True)
+    assert oracle.model.reranker is not None and oracle.model.config.reranker == {"width": 8, "rounds": 2}
+    card = oracle.card["reranker"]
+    assert card["training"]["steps"] == 60 and card["zoos"][0]["recipe"] == "nano" and "calibration" not in oracle.card
+    assert not any(str(part) in json.dumps(card) for part in (config.out, config.zoo, config.oracle))
+
+
+def test_a_killed_run_resumes_to_the_same_bits(config, straight, tmp_path):
+    def kill(step, total, logs):
+        if step == 40:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "killed"
+    with pytest.raises(KeyboardInterrupt):
+        train_reranker(replace(config, out=str(out)), kill)
+    with pytest.raises(UserError, match="--resume"):
+        train_reranker(replace(config, out=str(out)))
+    torch.manual_seed(123)
+    train_reranker(replace(config, out=str(out), resume=True))
+    assert (out / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
+
+
+def test_the_second_look_listens_to_it(straight, zoo, monkeypatch):
+    """What is asked of a target alone is what is measured in an evaluation; and it can turn a reading around."""
+    oracle = Oracle.from_pretrained(straight, anyway=True)
+    tests = {name: 0.25 for name in ("has", "first", "last")}
+    oracle.card["calibration"] = {"expectation": {"tests": tests, "trust": 1.0}}
+    place = pick(zoo, "train")[:1]
+    target = zoo.target(zoo.truths[place[0]]["index"])
+    subjects = encode(oracle.model, oracle.codec, zoo, place, expectation=oracle.expectation)
+    encoded = oracle.encode(target)
+    assert encoded.responses is not None and torch.allclose(subjects.responses[0], encoded.responses, atol=1e-4)
+    monkeypatch.setattr(Oracle, "charts_said", lambda *_: oracle.draw(encoded, 8, seed=1))
+    found = oracle.considered(encoded)
+    assert found is not None and 1 < len(found.charts) <= 16 and found.reranked.shape == (len(found.charts),)
+    encoded.read.clear()
+    oracle.card["calibration"]["expectation"]["trust"] = 1e4
+    turned = oracle.considered(encoded)
+    assert torch.allclose(turned.reranked, 1e4 * found.reranked, rtol=1e-3)
+    assert turned.best().text != found.best().text or int(found.reranked.argmax()) == int(found.posterior.argmax())
+    encoded.read.clear()
+    plain = replace(encoded, responses=None, read={})
+    assert isinstance(oracle.considered(plain).reranked, float)
+
+
+def test_an_oracle_that_goes_on_leaves_it_out(straight, nano_zoo, tmp_path):
+    out = train(TrainConfig(str(nano_zoo), str(tmp_path / "on"), size="tiny", steps=1, batch=4, start=str(straight)))
+    assert Oracle.from_pretrained(out, anyway=True).model.reranker is None
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"steps": 0}, "--steps 0"),
+        ({"charts": 1}, "--charts 1"),
+        ({"drawn": 2}, "--drawn 2"),
+        ({"lr": 0.0}, "--lr 0"),
+        ({"targets": 0}, "--targets 0"),
+    ],
+)
+def test_options_that_make_no_sense(config, change, match, tmp_path):
+    with pytest.raises(UserError, match=match):
+        train_reranker(replace(config, out=str(tmp_path / "bad"), **change))
+    assert not (tmp_path / "bad").exists()
+
+
+def test_oracles_and_folders_that_do_not_fit(config, straight, nano_zoo, tmp_path):
+    with pytest.raises(UserError, match="already an oracle|--resume|an oracle already"):
+        train_reranker(replace(config, out=str(straight)))
+    with pytest.raises(UserError, match="does not read"):
+        train_reranker(replace(config, oracle="charts", out=str(tmp_path / "wide")))
+    raw = train(TrainConfig(str(nano_zoo), str(tmp_path / "raw"), size="tiny", steps=1, batch=4, encoding="chunk", tokens=8))
+    with pytest.raises(UserError, match="encoding chunk"):
+        train_reranker(replace(config, oracle=str(raw), out=str(tmp_path / "other")))
+
+
+def test_a_card_with_a_trust_that_cannot_be():
+    with pytest.raises(ValueError, match="expects what cannot be"):
+        Expectation.from_card({"calibration": {"expectation": {"tests": {}, "trust": float("nan")}}})
