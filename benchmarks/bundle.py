@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from weight_oracle.oracle.ask import BUNDLED
 from weight_oracle.oracle.train import TrainConfig
+from weight_oracle.oracle.train_reranker import RerankerConfig
 from weight_oracle.scaling.scale import ScaleConfig
 from weight_oracle.zoo.recipe import RECIPES
 
@@ -29,7 +30,7 @@ def stages(card: dict) -> int:
 
 def commands(card: dict, name: str = "ORACLE") -> list[str]:
     """What made an oracle: the zoos as they were at its training, and before that the oracle that it started from."""
-    start = f"STAGE-{stages(card) - 1}"
+    start, reranker = f"STAGE-{stages(card) - 1}", card.get("reranker")
     done = commands(card["after"], start) if "after" in card else []
     before = {zoo["recipe"]: zoo.get("built") for zoo in card["after"]["zoos"]} if done else {}
     for zoo in card["zoos"]:
@@ -37,20 +38,29 @@ def commands(card: dict, name: str = "ORACLE") -> list[str]:
             raise SystemExit(f"the recipe {zoo['recipe']} has changed since the oracle was trained")
         if zoo.get("built") not in (None, before.get(zoo["recipe"])):  # what is trained beside the oracle is not built before
             done.append(f"weight-oracle zoo build {zoo['recipe']} {zoo['recipe']} --count {zoo['built']}")
-    training = card["training"]
+    training, out = card["training"], f"STAGE-{stages(card)}" if reranker else name
     scaled = "recipes" in training
-    plain = ScaleConfig((), "") if scaled else TrainConfig("", "")
-    names = training["recipes"] if scaled else [training["zoo"], *training["also"]]
-    options = [] if scaled or not names[1:] else [f"--also {' '.join(names[1:])}"]
+    given = _options(training, ScaleConfig((), "") if scaled else TrainConfig("", ""))
+    given += [f"--start {start}"] * bool("after" in card)
+    what = ["scale", *training["recipes"], "--out", out] if scaled else ["train", training["zoo"], out]
+    done.append(" ".join(["weight-oracle", *what, *given]))
+    if reranker:
+        training = reranker["training"]
+        given = _options(training, RerankerConfig("", "", ""))
+        done.append(" ".join(["weight-oracle train-reranker", out, training["zoo"], name, *given]))
+    return done
+
+
+def _options(training: dict, plain: TrainConfig | ScaleConfig | RerankerConfig) -> list[str]:
+    """What a command was given beside its folders."""
+    options = [f"--also {' '.join(training['also'])}"] if training.get("also") else []
     for field in fields(plain):
         value = training.get(field.name, getattr(plain, field.name))
-        if field.name not in ("recipes", "zoo", "out", "also", "start", "resume") and value != getattr(plain, field.name):
+        if field.name not in ("recipes", "oracle", "zoo", "out", "also", "start", "resume") and value != getattr(plain, field.name):
             option = field.name.replace("_", "-")
             switch = {False: f"--no-{option}", True: f"--{option}"}
             options.append(switch[value] if isinstance(value, bool) else f"--{option} {value}")
-    options += [f"--start {start}"] * bool("after" in card)
-    what = ["scale", *names, "--out", name] if scaled else ["train", names[0], name]
-    return [*done, " ".join(["weight-oracle", *what, *options])]
+    return options
 
 
 def halve(weights: Path) -> None:

@@ -89,6 +89,15 @@ def test_train_has_the_options_and_defaults_of_a_training_run():
     assert {k: v for k, v in ours.items() if v is not MISSING} == {k: defaults[k] for k, v in ours.items() if v is not MISSING}
 
 
+def test_train_reranker_takes_all_that_its_training_can_be_given():
+    from weight_oracle.oracle.train_reranker import RerankerConfig
+
+    defaults = {f.name: f.default for f in fields(RerankerConfig)}
+    ours = {f.name: f.default for f in fields(cli.TrainReranker) if f.name not in {f.name for f in fields(cli.Command)}}
+    assert ours.keys() == defaults.keys() - {"weight_decay", "seed"}
+    assert {k: v for k, v in ours.items() if v is not MISSING} == {k: defaults[k] for k, v in ours.items() if v is not MISSING}
+
+
 def test_questions(run):
     code, out, err = run("questions", "--json")
     kinds = json.loads(out)["questions"]

@@ -13,6 +13,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 SMALLER = {"train": ["--size", "tiny", "--steps", "2", "--batch", "4"], "eval": ["--targets", "12"]}
 SMALLER["compare"] = ["--size", "tiny", "--steps", "2", "--sweep-steps", "1", "--batch", "4", "--encodings", "chunk", "--variants", "none"]
 SMALLER["scale"] = ["--size", "tiny", "--steps", "2", "--batch", "4", "--shard-size", "96", "--pool", "1", "--round", "2", "--no-compiled"]
+SMALLER["train-reranker"] = ["--steps", "2", "--batch", "2", "--charts", "2", "--drawn", "2", "--width", "4", "--no-compiled"]
 SMALLER["compare"] += ["--seeds", "0", "--lr", "0.001", "--test-targets", "8"]
 
 
@@ -28,7 +29,7 @@ def reference() -> list[list[str]]:
 
 
 def test_every_command_of_the_readme_runs(nano_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    places = {name: str(tmp_path / name) for name in ("ZOO", "TARGET", "ORACLE", "OTHER", "COMPARISON", "SCALED")}
+    places = {name: str(tmp_path / name) for name in ("ZOO", "TARGET", "ORACLE", "RERANKED", "OTHER", "COMPARISON", "SCALED")}
     places |= {"charts-tiny": str(nano_recipe), "512": "96"}
     ran = []
     for words in reference():
@@ -39,7 +40,7 @@ def test_every_command_of_the_readme_runs(nano_recipe: Path, tmp_path: Path, cap
             command += ["--oracle", places["ORACLE"], "--anyway"]  # it was hardly trained
         assert main(command) == 0, (command, capsys.readouterr().err)
         ran.append(" ".join(words[:2] if words[0] == "zoo" else words[:1]))
-    known = ["zoo build", "zoo show", "zoo export", "train", "eval", "questions", "ask", "ask", "read", "verify"]
+    known = ["zoo build", "zoo show", "zoo export", "train", "train-reranker", "eval", "questions", "ask", "ask", "read", "verify"]
     known += ["scramble", "compare", "budget", "scale"]
     assert ran == known
 

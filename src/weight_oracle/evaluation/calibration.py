@@ -38,7 +38,7 @@ from weight_oracle.truth.phrasings import phrasing
 from weight_oracle.truth.questions import WORKED_OUT, Question, judge
 from weight_oracle.zoo.store import Zoo
 
-_TRUSTED = 128  # targets of a zoo by which it is fitted how much a reranker counts
+_TRUSTED = 64  # targets of a zoo by which it is fitted how much a reranker counts
 
 
 def fit_temperature(logits: Float[Tensor, "N V"], ids: Int[Tensor, "N"]) -> float:
@@ -195,7 +195,7 @@ def trust_of(
     seed: int,
     progress: Progress | None = None,
 ) -> float:
-    """How much a reranker counts (see `Expectation.trust`): what gives the right charts of these targets, at most 128 of each zoo, most
+    """How much a reranker counts (see `Expectation.trust`): what gives the right charts of these targets, at most 64 of each zoo, most
     probability among those that are compared."""
     plain, compared = replace(expectation, trust=1.0), []
     for zoo, wanted in zip(zoos, places, strict=True):
