@@ -1,8 +1,8 @@
 """Put a trained oracle into the package, with the recipes of its zoos, the commands that made it, and its measured numbers.
 
-    weight-oracle eval ORACLE ZOO --json > docs/results/test.json
-    python benchmarks/bundle.py ORACLE docs/results                   # as `charts`, or as NAME where one is given
-    python benchmarks/bundle.py ORACLE docs/results NAME --half       # its numbers in 16 bits (float16): half as large
+weight-oracle eval ORACLE ZOO --json > docs/results/test.json
+python benchmarks/bundle.py ORACLE docs/results                   # as `charts`, or as NAME where one is given
+python benchmarks/bundle.py ORACLE docs/results NAME --half       # its numbers in 16 bits (float16): half as large
 """
 
 import json

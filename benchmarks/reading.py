@@ -1,6 +1,9 @@
-"""What the vote over renamings and the second look bring to the charts that are read.
+"""What the vote over renamings and the parts of the second look bring to the charts that are read.
 
-    python benchmarks/reading.py ORACLE ZOO --targets 400
+    python benchmarks/reading.py ORACLE ZOO --targets 400 [--split validation]
+
+The second look: the likelihood of the charts that are compared, what is given back (`oracle.reconsider`), and the reranker, where there is
+one.
 """
 
 import argparse
@@ -8,17 +11,26 @@ import json
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from weight_oracle.evaluation.metrics import chart_scores, wilson
 from weight_oracle.evaluation.subjects import draw_questions, encode, read_chart, reconsidered, sample_places, under_views
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.data import pick
+from weight_oracle.oracle.reconsider import Considered
 from weight_oracle.oracle.views import vote
 from weight_oracle.truth.flowchart import n_ifs, to_text
 from weight_oracle.zoo.store import open_zoo
 
-WAYS = ("one renaming", "the vote", "second look without giving back", "second look")
+WAYS = ("one renaming", "the vote", "likelihood", "likelihood and what is given back", "likelihood and reranker", "reranker", "second look")
+
+
+def _scores(found: Considered) -> dict[str, Tensor]:
+    """What the compared charts are ranked by."""
+    reranked = torch.as_tensor(found.reranked).expand(len(found.charts))
+    scores = found.likelihood, found.likelihood + found.gap, found.likelihood + reranked, reranked, found.posterior
+    return dict(zip(WAYS[2:], scores, strict=True))
 
 
 def main() -> None:
@@ -26,10 +38,11 @@ def main() -> None:
     parser.add_argument("oracle")
     parser.add_argument("zoo")
     parser.add_argument("--targets", type=int, default=400)
+    parser.add_argument("--split", choices=["test", "validation"], default="test")
     args = parser.parse_args()
     torch.set_num_threads(1)
     oracle, zoo = Oracle.from_pretrained(None if args.oracle == "bundled" else args.oracle), open_zoo(args.zoo)
-    places = sample_places(pick(zoo, "test"), args.targets, 0)
+    places = sample_places(pick(zoo, args.split), args.targets, 0)
     subjects = encode(oracle.model, oracle.codec, zoo, places, expectation=oracle.expectation)
     asked = draw_questions(subjects, kinds=["chart"])
     read: dict[str, list[str]] = {way: [] for way in WAYS}
@@ -38,12 +51,15 @@ def main() -> None:
         found = reconsidered(subjects, a.subject, said)
         read["one renaming"].append(said[0].text)
         read["the vote"].append(vote(said).text)
-        read["second look without giving back"].append(to_text(found.charts[int(found.likelihood.argmax())]) if found else "")
-        read["second look"].append(found.best().text if found else "")
+        if found is not None:
+            for way, score in _scores(found).items():
+                read[way].append(to_text(found.charts[int(score.argmax())]))
+        for texts in read.values():  # nothing was said that is a chart
+            texts += [""] * (len(read["one renaming"]) - len(texts))
         near.append(found.charts if found else [])
     truths = [facts.chart for facts in subjects.facts]
     tests = np.array([n_ifs(chart) for chart in truths])
-    result: dict = {"oracle": args.oracle, "zoo": zoo.recipe.name, "targets": len(truths), "same_99": {}}
+    result: dict = {"oracle": args.oracle, "zoo": zoo.recipe.name, "split": args.split, "targets": len(truths), "same_99": {}}
     for way, texts in read.items():
         charts = [read_chart(text, subjects.domain) for text in texts]
         same = np.array(chart_scores(truths, charts, subjects.domain)["same_99"])
