@@ -119,12 +119,15 @@ def test_batches_are_functions_of_the_seed_and_keep_the_own_chart_first():
 
 def test_how_much_it_counts_is_what_makes_the_right_charts_likeliest():
     right = torch.tensor([True, False, False])
-    found = lambda reranked: Considered([], torch.tensor([0.0, 1.0, -1.0]), torch.zeros(3), (), torch.tensor(reranked))  # noqa: E731
-    assert fit_trust([(found([2.0, 0.0, 0.0]), right)] * 9) == 5.0  # always right: as much as may be
-    assert fit_trust([(found([-2.0, 0.0, 0.0]), right)] * 9) == 0.0
-    mixed = [(found([2.0, 0.0, 0.0]), right)] * 8 + [(found([-2.0, 0.0, 0.0]), right)] * 2
-    assert 0.1 < fit_trust(mixed) < 2
-    assert fit_trust([]) == 1.0 == fit_trust([(found([1.0, 0.0, 0.0]), torch.zeros(3, dtype=torch.bool))])
+    found = lambda likelihood, reranked: Considered(  # noqa: E731
+        [], torch.tensor([likelihood, 0.0, -1.0]), torch.zeros(3), (), torch.tensor([reranked, 0.0, 0.0])
+    )
+    assert fit_trust([(found(-1.0, 2.0), right)] * 9) == 5.0  # always right: as much as may be
+    assert fit_trust([(found(-1.0, -2.0), right)] * 9) == 0.0
+    mixed = [(found(-1.0, 1.0), right)] * 8 + [(found(3.0, -1.0), right)] * 8
+    assert 1 < fit_trust(mixed) < 3  # enough to turn the first around, and not the others
+    assert fit_trust([*mixed, (found(-40.0, 1.0), right)]) == fit_trust(mixed)  # whatever it takes for one that is surely wrong
+    assert fit_trust([]) == 1.0 == fit_trust([(found(1.0, 1.0), torch.zeros(3, dtype=torch.bool))])
 
 
 @pytest.fixture(scope="module")

@@ -195,8 +195,7 @@ def trust_of(
     seed: int,
     progress: Progress | None = None,
 ) -> float:
-    """How much a reranker counts (see `Expectation.trust`): what gives the right charts of these targets, at most 64 of each zoo, most
-    probability among those that are compared."""
+    """How much a reranker counts (see `Expectation.trust`), from these targets, at most 64 of each zoo: see `fit_trust`."""
     plain, compared = replace(expectation, trust=1.0), []
     for zoo, wanted in zip(zoos, places, strict=True):
         if not len(wanted):
@@ -212,13 +211,16 @@ def trust_of(
 
 
 def fit_trust(compared: Sequence[tuple[Considered, Bool[Tensor, " n"]]]) -> float:
-    """The weight, 0 to 5, of a reranker's log-odds under which the right charts are likeliest; of a `Considered` at weight 1."""
+    """The weight, 0 to 5, of a reranker's log-odds under which most charts can be expected to be read rightly; from those at weight 1.
+
+    The sum of the right charts' probabilities, not of their logarithms: these would be about the few charts that are surely wrong.
+    """
     some = [(found, right) for found, right in compared if right.any() and not right.all()]
     tried = torch.linspace(0, 5, 101)
     total = torch.zeros(len(tried))
     for found, right in some:
         scores = found.likelihood + found.gap + tried[:, None] * found.reranked
-        total += scores[:, right].logsumexp(1) - scores.logsumexp(1)
+        total += scores.softmax(1)[:, right].sum(1)
     return float(tried[total.argmax()]) if some else 1.0
 
 
