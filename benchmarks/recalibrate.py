@@ -1,6 +1,6 @@
 """Fit the confidence of an oracle anew, on the zoos of its training: probabilities, familiarity, and whether it is blind.
 
-    python benchmarks/recalibrate.py ORACLE ZOO [ZOO …]
+    python benchmarks/recalibrate.py ORACLE ZOO [ZOO …] [--probabilities-only | --familiarity-only]
 
 As `weight-oracle train` does at its end; the weights stay as they are, and so does the rest of the card. ORACLE is a folder. Only the
 zoos' validation and train splits are looked at.
@@ -9,6 +9,7 @@ zoos' validation and train splits are looked at.
 import argparse
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,7 +17,10 @@ import torch
 
 from weight_oracle.commands.output import stages
 from weight_oracle.evaluation.calibration import calibrate
+from weight_oracle.evaluation.familiarity import familiarity
+from weight_oracle.evaluation.subjects import sample_places
 from weight_oracle.oracle.ask import Oracle
+from weight_oracle.oracle.data import pick_apart
 from weight_oracle.zoo.store import open_zoo
 
 
@@ -56,6 +60,20 @@ def recalibrate(folder: Path, zoos: list[str], n: int, seed: int, probabilities_
     return found
 
 
+def familiarize(folder: Path, zoos: list[str], n: int, seed: int) -> dict:
+    """Fits alone what is familiar, from at most `n` validation targets of each zoo; the rest of the calibration stays."""
+    oracle, some = without_familiarity(folder), [open_zoo(path) for path in zoos]
+    held = {i: sample_places(pick_apart(zoo, "validation", some), n, seed) for i, zoo in enumerate(some)}
+    held = {i: places for i, places in held.items() if len(places)}
+    if not held:
+        raise SystemExit(f"{', '.join(zoos)}: no target of the validation split has learned its chart")
+    with stages() as progress:
+        found = asdict(familiarity(oracle.model, oracle.codec, some, held, seed, progress))
+    oracle.card["calibration"] = oracle.card.get("calibration", {}) | {"familiarity": found}
+    oracle.save_card(folder)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("oracle", type=Path)
@@ -63,11 +81,16 @@ def main() -> None:
     parser.add_argument("--targets", type=int, default=400, help="at most so many of each zoo")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--probabilities-only", action="store_true", help="leave familiarity and gap as they are")
+    parser.add_argument("--familiarity-only", action="store_true", help="leave probabilities and gap as they are")
     parser.add_argument("--refinements", type=int, help="refine guesses so many times from now on (an oracle that learned to)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.refinements is not None:
         refine_often(args.oracle, args.refinements)
+    if args.familiarity_only:
+        found = familiarize(args.oracle, args.zoos, args.targets, args.seed)
+        print(f"{args.oracle}: signs of familiarity weigh {', '.join(f'{w:.2f}' for w in found['weights'])}; limit {found['limit']:.3f}")
+        return
     found = recalibrate(args.oracle, args.zoos, args.targets, args.seed, args.probabilities_only)
     gap, familiar = found["gap"], found["familiarity"]
     print(f"{args.oracle}: calibrated on {found['targets']:,} targets; gap {gap['nats']:.2f} [{gap['low']:.2f}, {gap['high']:.2f}] nats")
