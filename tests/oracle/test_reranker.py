@@ -1,6 +1,7 @@
 """A reranker: free of gauge and of names, trained to tell charts apart, resumed after a kill, and asked in the second look."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -172,6 +173,14 @@ def test_a_killed_run_resumes_to_the_same_bits(config, straight, tmp_path):
     torch.manual_seed(123)
     train_reranker(replace(config, out=str(out), resume=True))
     assert (out / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
+
+
+def test_a_broken_file_of_contrasts_is_named(config, straight, tmp_path):
+    out = shutil.copytree(straight, tmp_path / "broken")
+    for content in (b"nonsense" * 20, (out / "run" / "train-0.npz").read_bytes()[:-200]):
+        (out / "run" / "train-0.npz").write_bytes(content)
+        with pytest.raises(UserError, match="train-0.npz: cannot be read"):
+            train_reranker(replace(config, out=str(out), resume=True))
 
 
 def test_the_second_look_listens_to_it(straight, zoo, monkeypatch):

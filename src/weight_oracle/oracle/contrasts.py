@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from jaxtyping import Float16, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from weight_oracle.errors import UserError
 from weight_oracle.oracle.data import pick_apart
 from weight_oracle.oracle.reranker import responses_of
 from weight_oracle.truth.canonical import split_of
@@ -126,7 +128,7 @@ def contrasts_of(
 
 
 def load_contrasts(file: Path, make: Callable[[], Contrasts]) -> Contrasts:
-    """From a file, or made and then kept there."""
+    """From a file, or made and then kept there. Raises `UserError` for a file that is broken."""
     if not file.exists():
         found = make()
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -134,8 +136,11 @@ def load_contrasts(file: Path, make: Callable[[], Contrasts]) -> Contrasts:
         np.savez(partial, responses=found.responses, answered=found.answered)
         partial.replace(file)
         return found
-    stored = np.load(file)
-    return Contrasts(stored["responses"], stored["answered"])
+    try:
+        with open(file, "rb") as opened, np.load(opened) as stored:
+            return Contrasts(stored["responses"], stored["answered"])
+    except (ValueError, OSError, KeyError, EOFError, BadZipFile) as error:
+        raise UserError("cannot be read", where=str(file), hint="delete it, and it is made again") from error
 
 
 class Batches(Dataset):
