@@ -26,8 +26,8 @@ from weight_oracle.oracle.generate import Reply
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.flowchart import Say
+from weight_oracle.truth.mixtures import SHARE
 from weight_oracle.truth.parse import parse
-from weight_oracle.weights.interact import SHARE
 from weight_oracle.weights.symmetry.scramble import scramble
 
 FEW = [0.0] * len(SIGNS)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from weight_oracle.errors import UserError
+from weight_oracle.oracle.ask import MAX_IFS
 from weight_oracle.oracle.data import pick_apart
 from weight_oracle.oracle.reranker import responses_of
 from weight_oracle.truth.canonical import split_of
@@ -29,7 +30,6 @@ from weight_oracle.weights.atoms import AtomsEncoder
 from weight_oracle.weights.encoder import EncoderConfig
 from weight_oracle.zoo.store import Zoo
 
-MOST_IFS = 4
 SAME = 0.985  # charts that agree on more of the inputs are not told apart
 _LEAST_ALIKE = 0.5, 0.8  # the others agree on at least so much of them, drawn between these
 _INPUTS = 1024  # of each length, to tell how much charts agree
@@ -79,7 +79,7 @@ class Others:
         return np.concatenate([run_one(chart, inputs) for inputs in self.inputs])
 
     def _meets(self, chart: FlowChart) -> bool:
-        if not 1 <= n_ifs(chart) <= MOST_IFS or (n_ifs(chart) == 1 and _kind(chart) not in self.alone):
+        if not 1 <= n_ifs(chart) <= MAX_IFS or (n_ifs(chart) == 1 and _kind(chart) not in self.alone):
             return False
         return self._trains(by_first_mention(chart))
 

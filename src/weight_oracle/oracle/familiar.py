@@ -32,11 +32,12 @@ from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.flowchart import KINDS, FlowChart, Say, by_first_mention, mentioned_symbols, n_ifs, tests
 from weight_oracle.truth.interpret import compile_charts, run
+from weight_oracle.truth.mixtures import SHARE
 from weight_oracle.truth.parse import parse
 from weight_oracle.weights.atoms import AtomsEncoder
 from weight_oracle.weights.encoder import EncoderConfig
 from weight_oracle.weights.expected import expected
-from weight_oracle.weights.interact import SHARE, interactions
+from weight_oracle.weights.interact import interactions
 
 SIGNS = ("distance", "confidence", "agreement", "unexplained", "response", "interaction")
 _FEWEST = 4  # of them in a card

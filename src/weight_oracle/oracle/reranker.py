@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.mixtures import DRAWS, apart, beliefs
 from weight_oracle.weights.encoder import Batch
+from weight_oracle.weights.interact import LEAST
 from weight_oracle.weights.respond import respond_to
 
-LEAST = -12.0  # log-probability that counts as never
 _RARE = 0.02  # added to a frequency before its logarithm
 _HEARD = ((), (1,), (2,), (3,), (4,), (2, 3))  # axes over which a cell hears the mean; itself first
 _SOURCE = 11  # numbers about a cell from either table

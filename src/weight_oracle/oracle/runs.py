@@ -1,4 +1,4 @@
-"""What trainings have in common: a log of their losses, and the last checkpoint that is whole."""
+"""What trainings have in common: their arguments, a log of their losses, and the last checkpoint that is whole."""
 
 import json
 import shutil
@@ -7,8 +7,37 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
+
+
+def arguments_of(config: Any, **more: Any) -> TrainingArguments:
+    """Those that all trainings share: AdamW, a warm-up and a cosine, and data that are functions of the seed, in their order. `config` has
+    `out`, `steps`, `lr`, `warmup`, `weight_decay`, `save_every` and `seed`."""
+    return TrainingArguments(
+        output_dir=str(Path(config.out) / "run"),
+        max_steps=config.steps,
+        learning_rate=config.lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=config.warmup,
+        weight_decay=config.weight_decay,
+        adam_beta2=0.98,
+        max_grad_norm=1.0,
+        optim="adamw_torch_fused",
+        save_steps=config.save_every,
+        save_total_limit=2,
+        eval_strategy="steps",
+        eval_steps=config.save_every,
+        prediction_loss_only=True,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        seed=config.seed,
+        data_seed=config.seed,
+        train_sampling_strategy="sequential",
+        dataloader_num_workers=0,
+        **more,
+    )
 
 
 @dataclass

@@ -17,7 +17,6 @@ from transformers import (
     PreTrainedModel,
     PrinterCallback,
     Trainer,
-    TrainingArguments,
     set_seed,
 )
 from transformers.utils.logging import disable_progress_bar
@@ -27,7 +26,7 @@ from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.bundle import load_oracle
 from weight_oracle.oracle.data import Collator, Population, QuestionData, load_population, pick_apart, together, with_orders
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, new_config
-from weight_oracle.oracle.runs import Report, last_checkpoint
+from weight_oracle.oracle.runs import Report, arguments_of, last_checkpoint
 from weight_oracle.oracle.tokenizer import BOS, EOS, PAD, SPECIALS, Codec, vocabulary
 from weight_oracle.oracle.widen import can_widen, like_others, widened
 from weight_oracle.truth.domain import default_names
@@ -319,34 +318,14 @@ def train(
     check = QuestionData(held, codec, len(held), config.seed + 1, config.others, blind=0.0)
     cpu = device == "cpu" or not torch.cuda.is_available()
     out.mkdir(parents=True, exist_ok=True)
-    arguments = TrainingArguments(
-        output_dir=str(out / "run"),
-        max_steps=config.steps,
+    arguments = arguments_of(
+        config,
         per_device_train_batch_size=config.batch,
         per_device_eval_batch_size=128,
-        learning_rate=config.lr,
-        lr_scheduler_type="cosine",
-        warmup_steps=config.warmup,
-        weight_decay=config.weight_decay,
-        adam_beta2=0.98,
-        max_grad_norm=1.0,
-        optim="adamw_torch_fused",
         bf16=config.bf16 or (not cpu and torch.cuda.is_bf16_supported()),
         use_cpu=cpu,
-        save_steps=config.save_every,
-        save_total_limit=2,
-        eval_strategy="steps",
-        eval_steps=config.save_every,
-        prediction_loss_only=True,
         logging_steps=100,
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
         label_names=["labels"],
-        seed=config.seed,
-        data_seed=config.seed,
-        train_sampling_strategy="sequential",
-        dataloader_num_workers=0,
     )
     learning = Collator(population, names, pad, config.noise, config.augment, config.hints)
     collate = _Collators(learning, Collator(held, names, pad))

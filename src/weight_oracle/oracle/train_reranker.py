@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from weight_oracle.errors import UserError
@@ -16,11 +16,10 @@ from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.bundle import load_oracle
 from weight_oracle.oracle.contrasts import Batches, contrasts_of, load_contrasts
 from weight_oracle.oracle.reranker import Reranker
-from weight_oracle.oracle.runs import Report, last_checkpoint
+from weight_oracle.oracle.runs import Report, arguments_of, last_checkpoint
 from weight_oracle.zoo.store import Zoo, open_zoo
 
 HELD = 480  # targets of each zoo, at most, by which the loss is watched
-_BETA2 = 0.98
 _DROPOUT = 0.1
 
 
@@ -102,32 +101,13 @@ def train_reranker(
     reranker = Reranker(config.width, config.rounds, _DROPOUT)
     data = Batches(train, config.steps, config.batch, config.charts, config.seed)
     check = Batches(held, max(1, HELD // config.batch), config.batch, config.charts, config.seed + 1)
-    arguments = TrainingArguments(
-        output_dir=str(out / "run"),
-        max_steps=config.steps,
+    arguments = arguments_of(
+        config,
         per_device_train_batch_size=1,  # an item is a whole batch
         per_device_eval_batch_size=1,
-        learning_rate=config.lr,
-        lr_scheduler_type="cosine",
-        warmup_steps=config.warmup,
-        weight_decay=config.weight_decay,
-        adam_beta2=_BETA2,
-        max_grad_norm=1.0,
         use_cpu=not torch.cuda.is_available(),
-        save_steps=config.save_every,
-        save_total_limit=2,
-        eval_strategy="steps",
-        eval_steps=config.save_every,
-        prediction_loss_only=True,
         logging_steps=20,
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
         label_names=[],
-        seed=config.seed,
-        data_seed=config.seed,
-        train_sampling_strategy="sequential",
-        dataloader_num_workers=0,
     )
     trainer = Trainer(
         _Contrast(reranker, reads.symbols, config.compiled),

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from weight_oracle.truth.mixtures import SHARE
 from weight_oracle.weights.encoder import Batch
 from weight_oracle.weights.respond import respond
 
-SHARE = 0.3  # of every place, for the symbol that is frequent: on average two or three of eight
 LEAST = -12.0  # log-probability that counts as never
 _AT_ONCE = 64  # targets
 
