@@ -192,6 +192,7 @@ class Scale(Command):
     save_every: Annotated[float, arg(metavar="SECONDS", help="From one checkpoint to the next.")] = 300.0
     workers: Annotated[int, arg(metavar="W", help="Processes that draw questions.")] = 0
     builders: Annotated[int, arg(metavar="W", help="Processes that train the next shards meanwhile, on the same device.")] = 0
+    at_once: Annotated[int, arg(metavar="W", help="Of these, how many may use a GPU at the same time; more than one wants MPS.")] = 1
     cache: Annotated[bool, arg(help="Keep the pool's targets on disk between slices; otherwise they are trained again.")] = True
 
 

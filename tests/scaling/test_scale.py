@@ -157,6 +157,8 @@ def test_a_run_may_end_with_the_time_and_the_rate_falls_with_it(config, straight
     assert (tmp_path / "timed" / "oracle.json").exists()
     again = scale(replace(config, out=str(tmp_path / "timed"), steps=1000, seconds=4.0, warmup=1, shards=3))
     assert again.finished and again.step == 4 and len(rates) == 4
+    now[0] = 0.0  # builders have further shards in their hands when it is over
+    assert scale(replace(config, out=str(tmp_path / "early"), steps=1000, seconds=1.0, warmup=1, builders=1, at_once=2)).step == 1
 
 
 def test_targets_that_are_trained_ahead_are_the_same(config, straight, tmp_path):

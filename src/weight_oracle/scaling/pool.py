@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from multiprocessing import get_context
@@ -25,13 +25,13 @@ from weight_oracle.scaling.floors import Cost, shard_step_cost
 from weight_oracle.truth.canonical import split_of
 from weight_oracle.truth.domain import default_names
 from weight_oracle.truth.parse import parse
+from weight_oracle.weights.atoms import AtomsEncoder
 from weight_oracle.weights.encoder import Batch, EncoderConfig
 from weight_oracle.zoo.build import build_shard, end_workers, start_worker
 from weight_oracle.zoo.recipe import Recipe, shard_plan
 from weight_oracle.zoo.store import Zoo
 
 Shard = tuple[dict[str, Tensor], list[dict[str, Any]]]
-AT_ONCE = 1  # builders that use a GPU at the same time: every process gets an equal share of it, and the oracle needs most
 APART = "apart"  # in place of a split: in one split by the inputs of one recipe, in another by those of another, and so in none
 
 
@@ -68,7 +68,8 @@ class Pool:
     the numbers below `first` + r: so every round brings one shard of new targets, and what the pool holds is a function of the round alone.
 
     `cache`: a folder in which the shards of the pool are kept, and no others; without it, or what it held, they are trained again.
-    `builders`: processes that train the shards of the rounds to come; without any, a shard is trained when its round begins.
+    `builders`: processes that train the shards of the rounds to come; without any, a shard is trained when its round begins. `at_once` of
+    them use a GPU at the same time: every process gets an equal share of it, and the oracle needs most, unless they share it by MPS.
     """
 
     recipes: tuple[Recipe, ...]
@@ -79,6 +80,7 @@ class Pool:
     first: int | None = None  # shards of the first round; None: `size`
     builders: int = 0
     most: int | None = None  # shards in the whole run
+    at_once: int = 1
     parts: dict[int, Part] = field(default_factory=dict)
     ahead: dict[int, Future[Part]] = field(default_factory=dict)
 
@@ -135,7 +137,7 @@ class Pool:
     @cached_property
     def _processes(self) -> ProcessPoolExecutor:
         context = get_context("spawn")
-        return ProcessPoolExecutor(self.builders, context, _start_builder, (context.Semaphore(AT_ONCE),))
+        return ProcessPoolExecutor(self.builders, context, _start_builder, (context.Semaphore(self.at_once),))
 
     def close(self) -> None:
         """Ends the builders, whatever they are at."""
@@ -176,7 +178,8 @@ def prepare(
     file: Path | None,
     turn: AbstractContextManager | None = None,
 ) -> Part:
-    """A shard from its cache file, or trained on `device` (see `build_shard`) and written there; prepared for the encoder on the CPU."""
+    """A shard from its cache file, or trained on `device` (see `build_shard`) and written there; its targets prepared for the encoder, with
+    their tensors on the CPU."""
     start = time.perf_counter()
     found = _from_cache(file) if file else None
     trained = found is None
@@ -186,16 +189,23 @@ def prepare(
             _to_cache(file, found)
     rows = apart(found[1], recipe, recipes)
     fresh = Fresh(Path(f"shard {shard} of {recipe.name}"), recipe, (shard,), {shard: (found[0], rows)})
-    train, held = (_population(fresh, settings, split) for split in ("train", "validation"))
+    with turn or nullcontext():
+        train, held = (_population(fresh, settings, split, device) for split in ("train", "validation"))
     seconds = time.perf_counter() - start
     cost = shard_step_cost(recipe, shard) * shard_plan(recipe, shard)[1].steps if trained else Cost()
     return Part(fresh, train, held, trained, cost, seconds)
 
 
-def _population(fresh: Fresh, settings: EncoderConfig, split: str) -> Population | None:
+def _population(fresh: Fresh, settings: EncoderConfig, split: str, device: str) -> Population | None:
     places = pick(fresh, split)
-    population = load_population(fresh, ENCODERS[settings.encoding], settings, places) if len(places) else None
-    for known in population.facts if population else ():
+    if not len(places):
+        return None
+    population = load_population(fresh, ENCODERS[settings.encoding], replace(settings, interactions=False), places)
+    if settings.interactions:  # most of the work, and many small steps: on a CPU up to 30 ms a target
+        there = population.to(device)
+        groups = tuple(AtomsEncoder.with_interactions(batch, settings) for batch in there.groups)
+        population = replace(there, groups=groups).to("cpu")
+    for known in population.facts:
         _ = known.trigger  # worked out once, here
     return population
 

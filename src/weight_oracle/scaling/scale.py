@@ -52,7 +52,8 @@ FILE = "15MB"  # of the weights of a finished oracle, at most
 
 @dataclass(frozen=True)
 class ScaleConfig:
-    """Everything that decides a run but `out`, `slice`, `workers`, `builders`, `save_every` and `cache`, which may differ by the slice."""
+    """Everything that decides a run but `out`, `slice`, `workers`, `builders`, `at_once`, `save_every` and `cache`: these may differ by the
+    slice."""
 
     recipes: tuple[str, ...]
     out: str
@@ -80,12 +81,13 @@ class ScaleConfig:
     save_every: float = 300.0  # seconds
     workers: int = 0  # processes that draw questions
     builders: int = 0  # processes that train the targets of the rounds to come, on the same device; 0: none is trained beside the oracle
+    at_once: int = 1  # builders that use a GPU at the same time
     cache: bool = True  # keep the pool's shards on disk, for the next slice
 
     @property
     def identity(self) -> dict[str, Any]:
         """What must be the same in all slices of a run."""
-        free = ("out", "slice", "save_every", "workers", "builders", "cache")
+        free = ("out", "slice", "save_every", "workers", "builders", "at_once", "cache")
         free += tuple(name for name in ("seconds", "shards") if getattr(self, name) is None)
         return json.loads(json.dumps({k: v for k, v in asdict(self).items() if k not in free}))
 
@@ -128,7 +130,7 @@ def scale(config: ScaleConfig, progress: Progress | None = None, device: str | N
         moments, state = _restore(found, model, state)
     out.mkdir(parents=True, exist_ok=True)
     cache = out / "run" / "pool" if config.cache else None
-    size = config.pool, str(accelerator.device), cache, config.first, config.builders, config.shards
+    size = config.pool, str(accelerator.device), cache, config.first, config.builders, config.shards, config.at_once
     pool = Pool(recipes, model.config.encoder_config, *size)
     run = _Run(config, accelerator, clock, pool, model, codec, Tally(**state["tally"]), state["step"], progress)
     run.tally.slices += 1
@@ -225,7 +227,8 @@ class _Run:
         """Bring the pool up to the present round; returns whether there was time for it."""
         round_ = min(self.step, self.config.steps - 1) // self.config.round
         missing = self.pool.missing(round_)
-        self.pool.look_ahead(round_, self.last)
+        if not self.is_over:
+            self.pool.look_ahead(round_, self.last)
         for number in missing:
             if not self.pool.is_ready(number) and not self.clock.has_time_for("shard", "save"):
                 return False
@@ -333,7 +336,7 @@ class _Run:
 
 def _recipes(config: ScaleConfig) -> tuple[Recipe, ...]:
     """The recipes as they are used. Raises `UserError` for bad settings."""
-    for name in ("steps", "batch", "pool", "first", "round", "shards", "shard_size"):
+    for name in ("steps", "batch", "pool", "first", "round", "shards", "shard_size", "at_once"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be 1 or more", exit_code=2)

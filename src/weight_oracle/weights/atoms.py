@@ -271,10 +271,13 @@ class AtomsEncoder(WeightEncoder):
         atoms = fold(stack, config.positions)
         rows = (config.symbols + 2 + config.positions, stack.width)  # inputs of the domain may be shorter than the oracle's
         batch = atoms | {"rows": pad_to(atoms["rows"], rows), "has_length": lengths_of(stack, config.lengths)}
-        if config.interactions:
-            found = interactions(batch, config.symbols, config.lengths[1]) / -LEAST
-            batch["interactions"] = found * batch["has_length"][:, -1].view(-1, 1, 1, 1, 1)
-        return batch
+        return AtomsEncoder.with_interactions(batch, config) if config.interactions else batch
+
+    @staticmethod
+    def with_interactions(batch: Batch, config: EncoderConfig) -> Batch:
+        """What `prepare` gives without interactions, with them; on the device of the batch."""
+        found = interactions(batch, config.symbols, config.lengths[1]) / -LEAST
+        return batch | {"interactions": found * batch["has_length"][:, -1].view(-1, 1, 1, 1, 1)}
 
     @staticmethod
     def join(groups: list[Batch]) -> Batch:

@@ -345,6 +345,25 @@ RECIPES: dict[str, Recipe] = {
                 (_CHANCES, "charts-chances-stacks", 82, _SMALL, 768),
             )
         ),
+        # the harder charts; the wider the targets, the fewer: their depths begin elsewhere, so that the first shards of a run differ
+        *(
+            replace(
+                _CHARTS,
+                name=f"charts-stacks-{width}",
+                seed=seed,
+                charts=replace(_CHARTS.charts, ifs=(1, 2, 3, 3, 4, 4)),
+                widths=(width,),
+                depths=depths,
+                steps=tuple(steps[depth > 1] for depth in depths),
+                checks=8192,
+                **_stacks(size),
+            )
+            for width, seed, depths, steps, size in (
+                (16, 86, (1, 2, 3), (1000, 700), 2048),
+                (32, 87, (2, 3, 1), (800, 600), 1024),
+                (64, 88, (3, 1, 2), (700, 500), 256),
+            )
+        ),
         # three triggers and a decoy in the same chart of two tests
         *(
             replace(
@@ -355,6 +374,20 @@ RECIPES: dict[str, Recipe] = {
                 steps=(steps,),
                 charts=_TWO_TESTS,
                 triggers=replace(_TRIGGERS_SMALL.triggers, roles=("trigger", "trigger", "trigger", "decoy")),
+                **_stacks(1024),
+            )
+            for depth, steps in ((1, 2000), (2, 700))
+        ),
+        # long patterns, each in a chart of its own
+        *(
+            replace(
+                _TRIGGERS_SMALL,
+                name=f"charts-triggers-small-rare-{depth}",
+                seed=66 + depth,
+                depths=(depth,),
+                steps=(steps,),
+                charts=_TWO_TESTS,
+                triggers=replace(_TRIGGERS_SMALL.triggers, symbols=(4, 7), roles=("trigger",)),
                 **_stacks(1024),
             )
             for depth, steps in ((1, 2000), (2, 700))
