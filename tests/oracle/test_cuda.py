@@ -10,11 +10,15 @@ import torch
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.data import Collator, QuestionData, load_population, together
 from weight_oracle.oracle.model import ENCODERS
+from weight_oracle.oracle.reranker import Reranker, responses_of
 from weight_oracle.oracle.tokenizer import PAD
 from weight_oracle.scaling.loop import batches, new_optimizer
-from weight_oracle.scaling.pool import Fresh
+from weight_oracle.scaling.pool import Fresh, prepare
 from weight_oracle.scaling.recorded import MULTIPLE, Recorder
 from weight_oracle.scaling.scale import ScaleConfig, scale
+from weight_oracle.truth import mixtures
+from weight_oracle.weights.atoms import AtomsEncoder
+from weight_oracle.weights.encoder import EncoderConfig
 from weight_oracle.zoo.build import build_shard
 from weight_oracle.zoo.recipe import find_recipe
 
@@ -70,3 +74,24 @@ def test_targets_and_oracle_train_on_a_gpu_side_by_side(nano_recipe, tmp_path):
     done = scale(replace(config, builders=1, workers=1, compiled=False))
     assert done.finished
     assert json.loads((tmp_path / "out" / "log.jsonl").read_text().splitlines()[-1])["loss"] < 20
+
+
+def test_interactions_and_the_fit_of_charts_are_on_a_gpu_what_they_are_on_the_cpu(nano_recipe):
+    recipe = find_recipe(str(nano_recipe))
+    settings = EncoderConfig(symbols=4, answers=3, lengths=(2, 3), width=8, channels=4, interactions=True)
+    here, there = (prepare(recipe, 0, (recipe,), settings, device, None) for device in ("cpu", "cuda"))
+    assert there.train and here.train and there.train.device.type == "cpu" and there.trained
+    zoo = Fresh(nano_recipe, recipe, (0,), {0: here.fresh.held[0]})
+    population = load_population(zoo, AtomsEncoder, settings, np.arange(16))
+    torch.manual_seed(0)
+    reranker = Reranker().eval()
+    answered = torch.stack([torch.from_numpy(mixtures.answered(zoo.charts[i], recipe.domain)) for i in range(4)]).expand(16, -1, -1, -1)
+    told, scores = [], []
+    for device in ("cpu", "cuda"):
+        batch = population.to(device).groups[0]
+        told.append(AtomsEncoder.with_interactions(batch, settings)["interactions"].cpu())
+        with torch.no_grad():
+            fit = reranker.to(device)(responses_of(batch, recipe.domain), answered.to(device), recipe.domain.symbols)
+        scores.append(fit.cpu())
+    torch.testing.assert_close(*told, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(*scores, rtol=1e-3, atol=1e-3)
