@@ -35,7 +35,12 @@ def test_targets_learn_on_a_gpu_what_they_learn_on_the_cpu(nano_recipe, dropout)
         first = replace(recipe, steps=(6,))
         pairs = [build_shard(first, 0, device)[0] for device in ("cpu", "cuda")]
         for name, tensor in pairs[0].items():
-            torch.testing.assert_close(pairs[1][name], tensor, rtol=1e-3, atol=1e-4)
+            parts = [(pairs[1][name], tensor)]
+            if name.endswith("c_attn.bias"):  # softmax does not see the keys' bias: its gradient is rounding, which AdamW blows up
+                queries, _, values = zip(*(x.chunk(3, -1) for x in parts[0]), strict=True)
+                parts = [queries, values]
+            for found, expected in parts:
+                torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_the_oracle_computes_on_a_gpu_what_it_computes_on_the_cpu(nano_recipe, nano_oracle):
