@@ -8,7 +8,7 @@ python benchmarks/bundle.py ORACLE docs/results NAME --half       # its numbers 
 import json
 import shutil
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -86,7 +86,9 @@ def main(oracle: Path, results: Path, name: str = BUNDLED, half: bool = False) -
             if isinstance(measured, dict) and "loss" in measured:
                 card["metrics"][file.stem] = {"split": split, **{key: measured[key] for key in KEPT}}
     (package / "oracle.json").write_text(json.dumps(card, indent=1))
-    recipes = {zoo["recipe"]: asdict(RECIPES[zoo["recipe"]]) for zoo in card["zoos"]}
+    size = card["training"].get("shard_size")  # of `weight-oracle scale`
+    used = [replace(RECIPES[zoo["recipe"]], **({"shard_size": size} if size else {})) for zoo in card["zoos"]]
+    recipes = {recipe.name: asdict(recipe) for recipe in used}
     (package / "recipe.json").write_text(json.dumps(recipes, indent=1))
 
 

@@ -46,12 +46,14 @@ def a_reranker():
 
 
 @torch.inference_mode()
-def test_it_compares_each_target_with_each_of_its_charts():
+def test_it_compares_each_target_with_each_of_its_charts(monkeypatch):
     reranker, (responses, counts) = a_reranker(), tables()
     found = reranker(responses, counts, DOMAIN.symbols)
     assert found.shape == (2, len(CHARTS)) and found.std(1).min() > 1e-3
     alone = reranker(responses[1:], counts[1:, 2:3], DOMAIN.symbols)
     assert torch.allclose(alone[0, 0], found[1, 2], atol=1e-5)
+    monkeypatch.setattr("weight_oracle.oracle.reranker._AT_ONCE", 3 * counts[0, 0].numel())  # a part of three, and what is left
+    assert torch.allclose(reranker.compare(responses[1], counts[1], DOMAIN.symbols), found[1], atol=1e-5)
 
 
 @torch.inference_mode()

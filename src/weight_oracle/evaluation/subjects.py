@@ -120,8 +120,8 @@ def encode(
         here = np.flatnonzero(population.group == group)
         for rows in (here[start : start + BATCH] for start in range(0, len(here), BATCH)):
             batch = {name: part.to(model.device) for name, part in population.take(rows).items()}
-            found, said = zip(*(read_under(model, batch, names, view, domain) for view in views), strict=True)
-            tokens.append(torch.stack(found))
+            found, said = read_under(model, batch, names, views, domain)
+            tokens.append(found)
             own = list(zip(*said, strict=True)) if said[0] else [()] * len(rows)
             moved = guessed_in_orders(model, batch, names, views, own, domain)
             guessed += [(*plain, *others) for plain, others in zip(own, moved, strict=True)]

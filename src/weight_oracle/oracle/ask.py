@@ -187,11 +187,11 @@ class Oracle:
         target = self.load(target, **names)
         batch = ENCODERS[self.settings.encoding].prepare(stack_targets([target]), self.settings)
         views = views_of(self.model, [batch], target.domain)
-        tokens, guessed = zip(*(read_under(self.model, batch, self.names, view, target.domain) for view in views), strict=True)
+        tokens, guessed = read_under(self.model, batch, self.names, views, target.domain)
         own = [tuple(reply for said in guessed for reply in said)]
         moved = guessed_in_orders(self.model, batch, self.names, views, own, target.domain)
         responses = responses_of(batch, target.domain)[0] if self.model.reranker else None
-        return Encoded(target, torch.cat(tokens), views, (*own[0], *moved[0]), responses)
+        return Encoded(target, tokens[:, 0], views, (*own[0], *moved[0]), responses)
 
     def ask(self, target: "Target | Encoded | str | Path", question: str, **names: Any) -> Answer:
         """The answer to one question, in the target's names.

@@ -192,6 +192,4 @@ def consider(
         return found
     found = found.likeliest(_RERANKED)
     counts = torch.from_numpy(np.stack([answered(chart, domain) for chart in found.charts])).to(responses.device)
-    with torch.inference_mode():
-        reranked = model.reranker(responses[None], counts[None], domain.symbols)[0]
-    return replace(found, reranked=expectation.trust * reranked.cpu())
+    return replace(found, reranked=expectation.trust * model.reranker.compare(responses, counts, domain.symbols).cpu())

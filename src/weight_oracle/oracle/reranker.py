@@ -19,6 +19,7 @@ from weight_oracle.weights.respond import respond_to
 _RARE = 0.02  # added to a frequency before its logarithm
 _HEARD = ((), (1,), (2,), (3,), (4,), (2, 3))  # axes over which a cell hears the mean; itself first
 _SOURCE = 11  # numbers about a cell from either table
+_AT_ONCE = 62_000  # counts of answers, of the charts that are compared at once
 
 
 def responses_of(batch: Batch, domain: Domain) -> Float[Tensor, "B C A"]:
@@ -74,6 +75,12 @@ class Reranker(nn.Module):
             x = x + add(self.dropout(F.gelu(heard)))
         cells = x.flatten(1, 4)
         return self.out(torch.cat([cells.mean(1), cells.amax(1)], -1)).view(B, K)
+
+    @torch.inference_mode()
+    def compare(self, responses: Float[Tensor, "C A"], answered: UInt8[Tensor, "K C A"], S: int) -> Float[Tensor, " K"]:
+        """As `forward`, of one target: a few charts at a time, so that what is made of them stays in the cache."""
+        parts = answered.split(max(1, _AT_ONCE // answered[0].numel()))
+        return torch.cat([self(responses[None], part[None], S)[0] for part in parts])
 
     def _cells(self, like: Float[Tensor, "B S S n A w"]) -> Float[Tensor, "S S n 1 w"]:
         """Whether both symbols of a cell are the same, and whether its place is the first or the last one."""

@@ -28,6 +28,7 @@ from weight_oracle.weights.refine import Guess
 
 VIEWS = 8
 PLAIN = 3  # of these have the places in their own order, so that every chart can be said under them
+_AT_ONCE = 4  # targets, each under a view, that are read together
 _WITHOUT_NAMES = frozenset(("yes", "no", "none", "always", "or", "pattern", "contains", ".", *CHANCE_WORDS))
 
 
@@ -87,12 +88,30 @@ def as_seen(model: WeightOracle, batch: Batch, names: Tensor, view: View, orders
 
 
 def read_under(
-    model: WeightOracle, batch: Batch, names: Tensor, view: View, domain: Domain
-) -> tuple[Float[Tensor, "B T d"], list[Reply]]:
-    """Weight tokens of prepared targets in a view, and the pattern that was guessed of each on the way to them, in its own slots,
+    model: WeightOracle, batch: Batch, names: Tensor, views: Sequence[View], domain: Domain
+) -> tuple[Float[Tensor, "views B T d"], list[list[Reply]]]:
+    """Weight tokens of prepared targets in each view, and the pattern that was guessed of each on the way to them, in its own slots,
     with the probability that all places are right; no patterns without refined guesses (see `weights.refine`)."""
-    tokens, guesses = model.read(as_seen(model, batch, names, view), names)
-    return tokens, _said_of(guesses[-1], [view] * len(tokens), domain) if guesses else []
+    size = len(next(iter(batch.values())))
+    return _read(model, [as_seen(model, batch, names, view) for view in views], names, [[view] * size for view in views], domain)
+
+
+def _read(
+    model: WeightOracle, seen: Sequence[Batch], names: Tensor, views: Sequence[Sequence[View]], domain: Domain
+) -> tuple[Float[Tensor, "views B T d"], list[list[Reply]]]:
+    """The same of targets as they are seen, each in a view of its own. Few targets are read in several views at once: one alone takes as
+    long as two."""
+    size = len(views[0])
+    step = max(1, _AT_ONCE // size)
+    tokens: list[Tensor] = []
+    said: list[list[Reply]] = []
+    for start in range(0, len(seen), step):
+        part = seen[start : start + step]
+        found, guesses = model.read({name: torch.cat([batch[name] for batch in part]) for name in part[0]}, names)
+        tokens.append(found.unflatten(0, (len(part), size)))
+        replies = _said_of(guesses[-1], [view for row in views[start : start + step] for view in row], domain) if guesses else []
+        said += [replies[i * size : (i + 1) * size] for i in range(len(part))]
+    return torch.cat(tokens), said
 
 
 def guessed_in_orders(
@@ -109,12 +128,10 @@ def guessed_in_orders(
     n, believed = domain.lengths[1], [read_trigger(vote(said).text) for said in guessed]
     # an oracle of longer inputs too may guess at places that this target does not have
     charts = [Say(0) if test is None or len(test.symbols) > n else If(test, Say(0), Say(1)) for test in believed]
-    found = []
-    for number, view in enumerate(views):
-        orders = np.stack([another_order(chart, n, np.random.default_rng(number)) for chart in charts])
-        _, guesses = model.read(as_seen(model, batch, names, view, orders), names)
-        found.append(_said_of(guesses[-1], [replace(view, order=tuple(order.tolist())) for order in orders], domain))
-    return list(zip(*found, strict=True))
+    orders = [np.stack([another_order(chart, n, np.random.default_rng(number)) for chart in charts]) for number in range(len(views))]
+    seen = [as_seen(model, batch, names, view, some) for view, some in zip(views, orders, strict=True)]
+    ordered = [[replace(view, order=tuple(order.tolist())) for order in some] for view, some in zip(views, orders, strict=True)]
+    return list(zip(*_read(model, seen, names, ordered, domain)[1], strict=True))
 
 
 def _said_of(guess: Guess, views: Sequence[View], domain: Domain) -> list[Reply]:

@@ -9,14 +9,14 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int8, UInt8
+from jaxtyping import Float, Int8, UInt8, UInt64
 
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.flowchart import FlowChart
+from weight_oracle.truth.flowchart import FlowChart, If, Say, Test
 from weight_oracle.truth.interpret import compile_charts, run
 
 SHARE = 0.3  # of every place, for a symbol that is frequent: on average two or three of eight
-DRAWS = 64  # inputs of each mixture
+DRAWS = 64  # inputs of each mixture: a bit of a number for each
 PLACED, PAIRS = 2, 3  # kinds of mixtures: see `beliefs`
 
 
@@ -54,11 +54,29 @@ def drawn(S: int, n: int) -> Int8[np.ndarray, "C draws n"]:
     return (spread[None, :, None] > up_to[:, None, :-1]).sum(2).astype(np.int8)
 
 
+@lru_cache(maxsize=1 << 10)
+def _holds(test: Test, S: int, n: int) -> UInt64[np.ndarray, " C"]:
+    """Of which of the draws of each mixture a test holds: a bit for each."""
+    inputs = drawn(S, n)
+    said = run(compile_charts([If(test, Say(1), Say(0))]), inputs.reshape(1, -1, n))[0]
+    return np.packbits(said.reshape(-1, DRAWS).astype(bool), axis=1).view(np.uint64)[:, 0]
+
+
 def answered(chart: FlowChart, domain: Domain) -> UInt8[np.ndarray, "C A"]:
     """How many of the `DRAWS` inputs of each mixture get each answer."""
-    inputs = drawn(domain.symbols, domain.lengths[1])
-    answer = run(compile_charts([chart]), inputs.reshape(1, -1, inputs.shape[-1]))[0].reshape(*inputs.shape[:2], 1)
-    return (answer == np.arange(domain.answers)).sum(1).astype(np.uint8)
+    S, n = domain.symbols, domain.lengths[1]
+    counts = np.zeros((len(drawn(S, n)), domain.answers), np.uint8)
+
+    def visit(node: FlowChart, here: UInt64[np.ndarray, " C"]) -> None:
+        if isinstance(node, Say):
+            counts[:, node.answer] += np.bitwise_count(here)
+            return
+        holds = _holds(node.test, S, n)
+        visit(node.then, here & holds)
+        visit(node.other, here & ~holds)
+
+    visit(chart, np.full(len(counts), ~np.uint64(0)))
+    return counts
 
 
 def apart(x: Any, S: int) -> tuple[Any, Any]:
