@@ -6,7 +6,7 @@ import torch
 
 from weight_oracle.oracle.generate import Reply
 from weight_oracle.oracle.model import ENCODERS
-from weight_oracle.oracle.views import VIEWS, View, argument_in, draw_views, in_own_slots, in_view, tokens_of, vote
+from weight_oracle.oracle.views import VIEWS, View, argument_in, draw_views, in_own_slots, in_view, read_under, tokens_of, vote
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.facts import facts
@@ -88,7 +88,7 @@ def test_the_vote_counts_probabilities():
 
 
 @torch.inference_mode()
-def test_tokens_of_a_view_are_those_of_the_renamed_target(make_model, codec, zoo):
+def test_tokens_of_a_view_are_those_of_the_renamed_target(make_model, codec, zoo, monkeypatch):
     model = make_model()
     encoder, settings = ENCODERS["atoms"], model.config.encoder_config
     names = model.name_tokens(codec)
@@ -98,6 +98,11 @@ def test_tokens_of_a_view_are_those_of_the_renamed_target(make_model, codec, zoo
     order = [torch.tensor(np.argsort(slots)).expand(2, -1) for slots in (other.symbols, other.answers)]
     there = model.weight_tokens(encoder.rename(batch, *order), names)
     assert torch.equal(tokens_of(model, batch, names, other), there) and not torch.allclose(there, tokens_of(model, batch, names, first))
+    for at_once in (1, 2, 6):  # a view at a time, or several, of which some are left
+        monkeypatch.setattr("weight_oracle.oracle.views._AT_ONCE", at_once)
+        found, said = read_under(model, batch, names, (first, other, first), zoo.recipe.domain)
+        assert torch.allclose(found[1], there, atol=1e-5) and torch.allclose(found[0], found[2], atol=1e-5)
+        assert found.shape[0] == len(said) == 3 and not any(said)
 
 
 def test_charts_come_back_in_one_form():
