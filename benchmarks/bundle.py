@@ -86,10 +86,10 @@ def main(oracle: Path, results: Path, name: str = BUNDLED, half: bool = False) -
             if isinstance(measured, dict) and "loss" in measured:
                 card["metrics"][file.stem] = {"split": split, **{key: measured[key] for key in KEPT}}
     (package / "oracle.json").write_text(json.dumps(card, indent=1))
-    size = card["training"].get("shard_size")  # of `weight-oracle scale`
-    used = [replace(RECIPES[zoo["recipe"]], **({"shard_size": size} if size else {})) for zoo in card["zoos"]]
-    recipes = {recipe.name: asdict(recipe) for recipe in used}
-    (package / "recipe.json").write_text(json.dumps(recipes, indent=1))
+    recipes = {zoo["recipe"]: RECIPES[zoo["recipe"]] for zoo in card["zoos"]}
+    if size := card["training"].get("shard_size"):  # of `weight-oracle scale`
+        recipes = {name: replace(recipe, shard_size=size) for name, recipe in recipes.items()}
+    (package / "recipe.json").write_text(json.dumps({name: asdict(recipe) for name, recipe in recipes.items()}, indent=1))
 
 
 if __name__ == "__main__":

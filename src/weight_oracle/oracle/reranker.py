@@ -2,7 +2,7 @@
 
 The language model says how likely a chart is as a text, and has learned which texts there are. Here a small network for all symbols, places
 and answers compares two tables of one shape (see `truth.mixtures`), knows nothing of the chart but its answers, and is not told which
-charts are frequent: it is trained to tell a target's own chart from others that behave nearly like it (`oracle.lessons`).
+charts are frequent: it is trained to tell a target's own chart from others that behave nearly like it (`oracle.contrasts`).
 """
 
 import torch

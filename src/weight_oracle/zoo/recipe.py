@@ -364,31 +364,21 @@ RECIPES: dict[str, Recipe] = {
                 (64, 88, (3, 1, 2), (700, 500), 256),
             )
         ),
-        # three triggers and a decoy in the same chart of two tests
+        # three triggers and a decoy in the same chart of two tests; and long patterns, each in a chart of its own
         *(
             replace(
                 _TRIGGERS_SMALL,
-                name=f"charts-triggers-small-stacks-{depth}",
-                seed=63 + depth,
+                name=f"charts-triggers-small-{kind}-{depth}",
+                seed=seed + depth,
                 depths=(depth,),
                 steps=(steps,),
                 charts=_TWO_TESTS,
-                triggers=replace(_TRIGGERS_SMALL.triggers, roles=("trigger", "trigger", "trigger", "decoy")),
+                triggers=replace(_TRIGGERS_SMALL.triggers, symbols=symbols, roles=roles),
                 **_stacks(1024),
             )
-            for depth, steps in ((1, 2000), (2, 700))
-        ),
-        # long patterns, each in a chart of its own
-        *(
-            replace(
-                _TRIGGERS_SMALL,
-                name=f"charts-triggers-small-rare-{depth}",
-                seed=66 + depth,
-                depths=(depth,),
-                steps=(steps,),
-                charts=_TWO_TESTS,
-                triggers=replace(_TRIGGERS_SMALL.triggers, symbols=(4, 7), roles=("trigger",)),
-                **_stacks(1024),
+            for kind, seed, symbols, roles in (
+                ("stacks", 63, _TRIGGERS_SMALL.triggers.symbols, ("trigger", "trigger", "trigger", "decoy")),
+                ("rare", 66, (4, 7), ("trigger",)),
             )
             for depth, steps in ((1, 2000), (2, 700))
         ),
