@@ -28,8 +28,8 @@ WAYS = ("one renaming", "the vote", "likelihood", "likelihood and what is given 
 
 def _scores(found: Considered) -> dict[str, Tensor]:
     """What the compared charts are ranked by."""
-    reranked = torch.as_tensor(found.reranked).expand(len(found.charts))
-    scores = found.likelihood, found.likelihood + found.gap, found.likelihood + reranked, reranked, found.posterior
+    fit = torch.zeros(len(found.charts)) if found.fit is None else found.fit
+    scores = found.likelihood, found.likelihood + found.gap, found.likelihood + found.trust * fit, fit, found.posterior
     return dict(zip(WAYS[2:], scores, strict=True))
 
 

@@ -157,7 +157,10 @@ class TrainReranker(Command):
     warmup: Annotated[int, arg(metavar="N", help="Steps in which the rate rises.")] = 50
     width: Annotated[int, arg(metavar="W", help="Numbers that are kept of every cell.")] = 24
     rounds: Annotated[int, arg(metavar="N", help="How often cells hear of each other.")] = 2
+    twice: Annotated[bool, arg(help="Compare also what is made of two symbols that are put at two places.")] = True
+    go_on: Annotated[bool, arg(help="Begin with the reranker that the oracle has.")] = False
     targets: Annotated[Count, arg(help="Use only so many targets of each zoo. Default: all that learned.")] = None
+    workers: Annotated[int, arg(metavar="W", help="Processes that draw charts.")] = 1
     compiled: Annotated[bool, arg(help="Train under torch.compile, where that works.")] = True
     save_every: Annotated[int, arg(metavar="N", help="Steps from one checkpoint to the next.")] = 200
 

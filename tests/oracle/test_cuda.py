@@ -89,14 +89,15 @@ def test_interactions_and_the_fit_of_charts_are_on_a_gpu_what_they_are_on_the_cp
     zoo = Fresh(nano_recipe, recipe, (0,), {0: here.fresh.held[0]})
     population = load_population(zoo, AtomsEncoder, settings, np.arange(16))
     torch.manual_seed(0)
-    reranker = Reranker().eval()
+    reranker = Reranker(twice=True).eval()
     answered = torch.stack([torch.from_numpy(mixtures.answered(zoo.charts[i], recipe.domain)) for i in range(4)]).expand(16, -1, -1, -1)
     told, scores = [], []
     for device in ("cpu", "cuda"):
         batch = population.to(device).groups[0]
         told.append(AtomsEncoder.with_interactions(batch, settings)["interactions"].cpu())
         with torch.no_grad():
-            fit = reranker.to(device)(responses_of(batch, recipe.domain), answered.to(device), recipe.domain.symbols)
+            told_by = responses_of(batch, recipe.domain)
+            fit = reranker.to(device)(told_by, answered.to(device), recipe.domain.symbols, recipe.domain.lengths[1])
         scores.append(fit.cpu())
     torch.testing.assert_close(*told, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(*scores, rtol=1e-3, atol=1e-3)

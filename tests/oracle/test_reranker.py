@@ -7,28 +7,32 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from weight_oracle.errors import UserError
-from weight_oracle.evaluation.calibration import fit_trust
+from weight_oracle.evaluation.calibration import doubt_of, fit_trust
 from weight_oracle.evaluation.subjects import encode
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.contrasts import Batches, Contrasts, contrasts_of
 from weight_oracle.oracle.data import pick
+from weight_oracle.oracle.nearby import nearby
 from weight_oracle.oracle.reconsider import Considered, Expectation
-from weight_oracle.oracle.reranker import Reranker, responses_of
+from weight_oracle.oracle.reranker import Reranker, log_shares, responses_of
 from weight_oracle.oracle.train import TrainConfig, train
-from weight_oracle.oracle.train_reranker import RerankerConfig, train_reranker
+from weight_oracle.oracle.train_reranker import RerankerConfig, go_on_from, train_reranker
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.truth.canonical import split_of
 from weight_oracle.truth.domain import Domain
+from weight_oracle.truth.edits import neighbours
 from weight_oracle.truth.flowchart import n_ifs
-from weight_oracle.truth.mixtures import answered, beliefs
+from weight_oracle.truth.mixtures import answered, apart, beliefs
 from weight_oracle.truth.parse import parse
 from weight_oracle.weights.atoms import AtomsEncoder
 from weight_oracle.weights.encoder import EncoderConfig
 from weight_oracle.weights.symmetry.scramble import scramble
 
 DOMAIN = Domain(4, 3, (2, 3))
+SIZE = DOMAIN.symbols, DOMAIN.lengths[1]
 CHARTS = [parse(f"if {test} is a: say p else: say q") for test in ("first", "last", "at 2")] + [parse("if has c: say r else: say q")]
 
 
@@ -42,37 +46,70 @@ def tables(seed=0, targets=2):
 
 def a_reranker():
     torch.manual_seed(0)
-    return Reranker(8, 2).eval()
+    reranker = Reranker(8, 2, twice=True)
+    nn.init.normal_(reranker.add_twice.weight)  # which adds nothing as it is made
+    return reranker.eval()
 
 
 @torch.inference_mode()
 def test_it_compares_each_target_with_each_of_its_charts(monkeypatch):
     reranker, (responses, counts) = a_reranker(), tables()
-    found = reranker(responses, counts, DOMAIN.symbols)
+    found = reranker(responses, counts, *SIZE)
     assert found.shape == (2, len(CHARTS)) and found.std(1).min() > 1e-3
-    alone = reranker(responses[1:], counts[1:, 2:3], DOMAIN.symbols)
+    alone = reranker(responses[1:], counts[1:, 2:3], *SIZE)
     assert torch.allclose(alone[0, 0], found[1, 2], atol=1e-5)
     monkeypatch.setattr("weight_oracle.oracle.reranker._AT_ONCE", 3 * counts[0, 0].numel())  # a part of three, and what is left
-    assert torch.allclose(reranker.compare(responses[1], counts[1], DOMAIN.symbols), found[1], atol=1e-5)
+    assert torch.allclose(reranker.compare(responses[1], counts[1], *SIZE), found[1], atol=1e-5)
 
 
 @torch.inference_mode()
 def test_names_do_not_matter():
     """Symbols and answers in another order in both tables: the same fit; in one alone: another."""
     reranker, (responses, counts) = a_reranker(), tables()
-    S, n, A = DOMAIN.symbols, DOMAIN.lengths[1], DOMAIN.answers
+    S, n, A = *SIZE, DOMAIN.answers
     symbols, answers = torch.tensor([2, 0, 3, 1]), torch.tensor([1, 2, 0])
 
     def renamed(x):
-        first = 2 * S * S * n
-        placed = x[..., :first, :].unflatten(-2, (2, S, S, n)).index_select(-4, symbols).index_select(-3, symbols)
-        pairs = x[..., first:, :].unflatten(-2, (3, S, S)).index_select(-3, symbols).index_select(-2, symbols)
-        return torch.cat([placed.flatten(-5, -2), pairs.flatten(-4, -2)], -2).index_select(-1, answers)
+        placed, pairs, both = apart(x, S, n)
+        placed = placed.index_select(-4, symbols).index_select(-3, symbols).flatten(-5, -2)
+        pairs = pairs.index_select(-3, symbols).index_select(-2, symbols).flatten(-4, -2)
+        both = both.index_select(-4, symbols).index_select(-3, symbols).flatten(-4, -2)
+        return torch.cat([placed, pairs, both], -2).index_select(-1, answers)
 
-    found = reranker(responses, counts, S)
-    assert torch.allclose(reranker(renamed(responses), renamed(counts), S), found, atol=1e-5)
-    assert not torch.allclose(reranker(renamed(responses), counts, S), found, atol=1e-3)
+    found = reranker(responses, counts, *SIZE)
+    assert torch.allclose(reranker(renamed(responses), renamed(counts), *SIZE), found, atol=1e-5)
+    assert not torch.allclose(reranker(renamed(responses), counts, *SIZE), found, atol=1e-3)
     assert renamed(responses).shape == responses.shape and A == 3
+
+
+def test_the_slope_of_the_fit_is_its_derivative():
+    reranker = a_reranker()
+    with torch.inference_mode():  # as where questions are answered
+        responses, counts = tables()
+        slope = reranker.slope(responses[0], counts[0, 1], *SIZE)
+        shares = log_shares(counts[0, 1])
+        step = 0.01 * slope / slope.norm()
+        fit = [reranker._fit(responses[:1], (shares + way * step)[None, None], *SIZE).item() for way in (1, -1)]
+    assert slope.shape == shares.shape and (fit[0] - fit[1]) / 0.02 == pytest.approx(slope.norm().item(), rel=0.02)
+    assert slope.requires_grad is False and all(p.grad is None for p in reranker.parameters())
+
+
+def test_charts_nearby_are_those_that_fit_best(monkeypatch):
+    """As if all neighbours had been compared; those that answer alike count once, and the chart itself is none of them."""
+    reranker, (responses, _) = a_reranker(), tables()
+    options = [("has", 0), ("first", 0), ("last", 0), ("at", 2)]
+    chart = CHARTS[0]
+    around = {c: answered(c, DOMAIN) for c in neighbours(chart, options, DOMAIN)}
+    monkeypatch.setattr("weight_oracle.oracle.nearby.SIEVED", 10_000)
+    found = nearby(reranker, responses[0], chart, options, DOMAIN, 5)
+    fits = {c: reranker.compare(responses[0], torch.from_numpy(around[c])[None], *SIZE).item() for c in around}
+    own = answered(chart, DOMAIN).tobytes()
+    distinct = {around[c].tobytes(): fits[c] for c in around if around[c].tobytes() != own}
+    assert len(found) == 5 and [fits[c] for c in found] == pytest.approx(sorted(distinct.values(), reverse=True)[:5], abs=1e-5)
+    assert len({around[c].tobytes() for c in found} | {own}) == 6
+    monkeypatch.setattr("weight_oracle.oracle.nearby.SIEVED", 20)
+    sieved = nearby(reranker, responses[0], chart, options, DOMAIN, 5)
+    assert len(sieved) == 5 and max(fits[c] for c in sieved) > np.median([*fits.values()])
 
 
 @torch.inference_mode()
@@ -84,7 +121,7 @@ def test_it_is_free_of_gauge(targets):
     assert moved < 1e-4 and (told(targets[1]) - plain).abs().max() > 0.1
 
 
-def test_contrasts_are_charts_of_the_train_split_and_their_own_comes_first(zoo):
+def test_contrasts_are_charts_of_the_train_split_and_their_own_comes_first(zoo, monkeypatch):
     settings = EncoderConfig(symbols=DOMAIN.symbols, answers=DOMAIN.answers, lengths=DOMAIN.lengths, width=16, channels=8, latents=2)
     found = contrasts_of(zoo, [zoo], settings, charts=4, most=12, seed=0)
     assert 4 <= len(found) <= 12 and found.answered.shape[1] == 4 and found.responses.dtype == np.float16
@@ -94,6 +131,9 @@ def test_contrasts_are_charts_of_the_train_split_and_their_own_comes_first(zoo):
     assert all(row[0].tobytes() != other.tobytes() for row in found.answered for other in row[1:])
     again = contrasts_of(zoo, [zoo], settings, charts=4, most=12, seed=0)
     assert (again.answered == found.answered).all() and (again.responses == found.responses).all()
+    monkeypatch.setattr("weight_oracle.oracle.contrasts._PART", 5)
+    apart = contrasts_of(zoo, [zoo], settings, charts=4, most=12, seed=0, workers=2)
+    assert (apart.answered == found.answered).all() and np.allclose(apart.responses, found.responses, atol=1e-2)
     other = contrasts_of(zoo, [zoo], settings, charts=4, most=12, seed=1)
     assert other.answered.shape != found.answered.shape or (other.answered != found.answered).any()
     # alone, tests that no training target has alone do not occur
@@ -122,11 +162,13 @@ def test_batches_are_functions_of_the_seed_and_keep_the_own_chart_first():
 
 def test_how_much_it_counts_is_what_makes_the_right_charts_likeliest():
     right = torch.tensor([True, False, False])
-    found = lambda likelihood, reranked: Considered(  # noqa: E731
-        [], torch.tensor([likelihood, 0.0, -1.0]), torch.zeros(3), (), torch.tensor([reranked, 0.0, 0.0])
+    found = lambda likelihood, fit: Considered(  # noqa: E731
+        [], torch.tensor([likelihood, 0.0, -1.0]), torch.zeros(3), (), torch.tensor([fit, 0.0, 0.0])
     )
     assert fit_trust([(found(-1.0, 2.0), right)] * 9) == 5.0  # always right: as much as may be
     assert fit_trust([(found(-1.0, -2.0), right)] * 9) == 0.0
+    assert doubt_of([(found(5.0, 2.0), right), (found(-9.0, -3.0), right), (found(-9.0, -1.0), right)], 1.0) == pytest.approx(0.0)
+    assert doubt_of([(found(5.0, 2.0), right)], 1.0) is None
     mixed = [(found(-1.0, 1.0), right)] * 8 + [(found(3.0, -1.0), right)] * 8
     assert 1 < fit_trust(mixed) < 3  # enough to turn the first around, and not the others
     assert fit_trust([*mixed, (found(-40.0, 1.0), right)]) == fit_trust(mixed)  # whatever it takes for one that is surely wrong
@@ -156,7 +198,7 @@ def test_it_learns_to_tell_charts_apart(config, straight):
     held = [line["eval_loss"] for line in losses if "eval_loss" in line]
     assert held[-1] < np.log(3) - 0.15 and len(held) == 3
     oracle = Oracle.from_pretrained(straight, anyway=True)
-    assert oracle.model.reranker is not None and oracle.model.config.reranker == {"width": 8, "rounds": 2}
+    assert oracle.model.reranker is not None and oracle.model.config.reranker == {"width": 8, "rounds": 2, "twice": True}
     card = oracle.card["reranker"]
     assert card["training"]["steps"] == 60 and card["zoos"][0]["recipe"] == "nano" and "calibration" not in oracle.card
     assert not any(str(part) in json.dumps(card) for part in (config.out, config.zoo, config.oracle))
@@ -197,20 +239,40 @@ def test_the_second_look_listens_to_it(straight, zoo, monkeypatch):
     assert encoded.responses is not None and torch.allclose(subjects.responses[0], encoded.responses, atol=1e-4)
     monkeypatch.setattr(Oracle, "charts_said", lambda *_: oracle.draw(encoded, 8, seed=1))
     found = oracle.considered(encoded)
-    assert found is not None and 1 < len(found.charts) <= 16 and found.reranked.shape == (len(found.charts),)
+    assert found is not None and 1 < len(found.charts) <= 16 and found.fit.shape == (len(found.charts),)
     encoded.read.clear()
     oracle.card["calibration"]["expectation"]["trust"] = 1e4
     turned = oracle.considered(encoded)
-    assert torch.allclose(turned.reranked, 1e4 * found.reranked, rtol=1e-3)
-    assert turned.best().text != found.best().text or int(found.reranked.argmax()) == int(found.posterior.argmax())
+    assert torch.allclose(turned.fit, found.fit, rtol=1e-3) and turned.trust == 1e4
+    assert turned.best().text != found.best().text or int(found.fit.argmax()) == int(found.posterior.argmax())
+    assert turned.best().fit == turned.fit.max()
     encoded.read.clear()
     plain = replace(encoded, responses=None, read={})
-    assert isinstance(oracle.considered(plain).reranked, float)
+    assert oracle.considered(plain).fit is None
 
 
 def test_an_oracle_that_goes_on_leaves_it_out(straight, nano_zoo, tmp_path):
     out = train(TrainConfig(str(nano_zoo), str(tmp_path / "on"), size="tiny", steps=1, batch=4, start=str(straight)))
     assert Oracle.from_pretrained(out, anyway=True).model.reranker is None
+
+
+def test_one_goes_on_from_the_reranker_of_an_oracle(config, straight, tmp_path):
+    """What the old one is not made for adds nothing at first: the new one begins as it is."""
+    old = Oracle.from_pretrained(straight, anyway=True).model.reranker
+    torch.manual_seed(3)
+    plain, new = Reranker(8, 2), Reranker(8, 2, twice=True)
+    go_on_from(plain, new, "there")
+    told = tables()
+    with torch.inference_mode():
+        assert torch.allclose(new.eval()(*told, *SIZE), plain.eval()(*told, *SIZE), atol=1e-5)
+    on = train_reranker(replace(config, oracle=str(straight), out=str(tmp_path / "on"), steps=1, lr=1e-6, warmup=0, go_on=True))
+    moved = Oracle.from_pretrained(on, anyway=True).model.reranker
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(old.parameters(), moved.parameters(), strict=True))
+    with pytest.raises(UserError, match="no reranker to go on from"):
+        train_reranker(replace(config, out=str(tmp_path / "none"), go_on=True))
+    with pytest.raises(UserError, match="'width': 8.*") as caught:
+        train_reranker(replace(config, oracle=str(straight), out=str(tmp_path / "wide"), width=9, go_on=True))
+    assert "--width" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.edits import edited
-from weight_oracle.truth.flowchart import Say, mentioned_answers, mentioned_symbols, n_ifs, tests
+from weight_oracle.truth.edits import _edited, edited, neighbours
+from weight_oracle.truth.flowchart import Say, mentioned_answers, mentioned_symbols, n_ifs, tests, to_text
 from weight_oracle.truth.parse import parse
 
 DOMAIN = Domain(5, 4, (3, 4))
@@ -44,3 +45,27 @@ def test_small_domains(domain):
         found = drawn(chart, 60, options, domain)
         assert all(set(mentioned_symbols(c)) <= set(range(domain.symbols)) for c in found)
         assert all(set(mentioned_answers(c)) <= set(range(domain.answers)) for c in found)
+
+
+def test_neighbours_are_all_that_one_edit_makes():
+    found = neighbours(CHART, OPTIONS, DOMAIN)
+    drawn = {_edited(CHART, OPTIONS, DOMAIN, np.random.default_rng(i)) for i in range(3000)}
+    once = {chart for chart in drawn if canonical(chart, DOMAIN) != canonical(CHART, DOMAIN)}  # no test more between equal answers
+    assert len(once) > 300 and once <= found and CHART not in found
+    texts = {to_text(chart) for chart in found}
+    assert "if has e: say p else: if b before c: say q else: say r" in texts  # another symbol
+    assert "if has a: say p else: if c before b: say q else: say r" in texts
+    assert "if at 2 is a: say p else: if b before c: say q else: say r" in texts  # another test of it
+    assert "if has a: say s else: if b before c: say q else: say r" in texts
+    assert "if b before c: say q else: say r" in texts
+    assert "if has a: say p else: if b before c: if at 2 is d: say s else: say q else: say r" in texts
+    assert all(n_ifs(chart) in (1, 2, 3) for chart in found) and all((t.kind, t.number) in OPTIONS for c in found for t in tests(c))
+
+
+def test_neighbours_of_an_answer_alone():
+    assert neighbours(Say(0), (("has", 0),), Domain(1, 1, (2, 2))) == set()
+    assert {to_text(c) for c in neighbours(Say(0), (("has", 0),), Domain(1, 2, (2, 2)))} == {
+        "say q",
+        "if has a: say p else: say q",
+        "if has a: say q else: say p",
+    }

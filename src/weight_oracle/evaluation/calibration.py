@@ -39,6 +39,7 @@ from weight_oracle.truth.questions import WORKED_OUT, Question, judge
 from weight_oracle.zoo.store import Zoo
 
 _TRUSTED = 64  # targets of a zoo by which it is fitted how much a reranker counts
+_WRONG = 0.9  # share of the wrong charts that the reranker's fit puts in doubt
 
 
 def fit_temperature(logits: Float[Tensor, "N V"], ids: Int[Tensor, "N"]) -> float:
@@ -57,23 +58,28 @@ def fit_temperature(logits: Float[Tensor, "N V"], ids: Int[Tensor, "N"]) -> floa
 
 
 def fit_platt(
-    probabilities: Sequence[float], right: Bool[np.ndarray, " replies"], shares: Sequence[float] | None = None
+    probabilities: Sequence[float],
+    right: Bool[np.ndarray, " replies"],
+    shares: Sequence[float] | None = None,
+    fits: Sequence[float] | None = None,
 ) -> dict[str, float]:
-    """Intercept and slope (>= 0) of a logistic regression of `right` on the log-odds of the replies' own probabilities, and with `shares`
-    (of the views that said the same, see `oracle.views`) also the weight of these, less 1.
+    """Intercept and slope (>= 0) of a logistic regression of `right` on the log-odds of the replies' own probabilities; with `shares`
+    (of the views that said the same, see `oracle.views`) also the weight of these, less 1, and with `fits` that of a reranker's log-odds.
 
     A weak Gaussian prior around intercept 0, slope 1 (the oracle's own probabilities), weight 0 decides where there is next to no data.
     """
     x = np.array([log_odds(value) for value in probabilities])
-    columns = [np.ones_like(x), x] + ([np.array(shares) - 1] if shares is not None else [])
+    further = {"share": None if shares is None else np.array(shares) - 1, "fit": None if fits is None else np.array(fits)}
+    further = {name: values for name, values in further.items() if values is not None}
+    columns = [np.ones_like(x), x, *further.values()]
     y = np.asarray(right, float)
     theta = logistic(np.stack(columns, 1), right, np.eye(len(columns))[1], np.eye(len(columns)))
-    if shares is not None and (theta[1] < 0 or theta[2] < 0):  # agreement never counts against a reply
+    if further and (theta[1:] < 0).any():  # nothing of this ever counts against a reply
         return fit_platt(probabilities, right)
     if theta[1] < 0:
         rate = (y.sum() + 1) / (len(y) + 2)
         theta = np.array([np.log(rate / (1 - rate)), 0.0])
-    return dict(zip(("intercept", "slope", "share"), theta.tolist(), strict=False))
+    return dict(zip(("intercept", "slope", *further), theta.tolist(), strict=True))
 
 
 def temperature_of(subjects: Subjects, seed: int = 0, progress: Progress | None = None) -> float:
@@ -107,13 +113,13 @@ def calibrate(
     """
     splits = [split] if split else ["train", "validation", "test"]
     expectation = expect(oracle_model, codec, zoos, seed)
-    said: dict[str, list[tuple[float, float, bool]]] = {}
+    said: dict[str, list[tuple[float, float, float | None, bool]]] = {}
     predictions, losses, held = [], [], {}
     targets = 0
     every = [sample_places(np.concatenate([pick_apart(zoo, name, zoos) for name in splits]), n, seed) for zoo in zoos]
     missing = stand_ins(zoos, every, seed) if split == "validation" else [places[:0] for places in every]
     if oracle_model.reranker is not None:
-        expectation = replace(expectation, trust=trust_of(oracle_model, codec, zoos, every, expectation, seed, progress))
+        expectation = trust_of(oracle_model, codec, zoos, every, expectation, seed, progress)
     for number, (zoo, wanted, more) in enumerate(zip(zoos, every, missing, strict=True)):
         if not len(wanted):
             continue
@@ -127,7 +133,7 @@ def calibrate(
         for some in pieces:
             asked = draw_questions(some, seed)
             for a, r in zip(asked, reply(some, asked, progress=progress), strict=True):
-                said.setdefault(a.question.kind, []).append((r.probability, r.share, is_right(a.question, r.text, some.domain)))
+                said.setdefault(a.question.kind, []).append((r.probability, r.share, r.fit, is_right(a.question, r.text, some.domain)))
     if not targets:
         what = f"no target of the {' or '.join(splits)} split has learned its chart"
         raise UserError(what, where=", ".join(str(zoo.path) for zoo in zoos), hint="build more targets")
@@ -135,9 +141,11 @@ def calibrate(
     result: dict[str, Any] = {"temperature": temperature, "targets": targets}
     result["expectation"] = asdict(expectation)
     for kind, replies in sorted(said.items()):
-        probabilities, shares, right = zip(*replies, strict=True)
+        probabilities, shares, fits, right = zip(*replies, strict=True)
+        whole = kind in ("chart", *WORKED_OUT)
+        fits = [fit or 0.0 for fit in fits] if whole and any(fits) else None
         # where a second look overrules all views, none of them has said the chart: their share says nothing about it
-        result[kind] = fit_platt(probabilities, np.array(right), None if kind in ("chart", *WORKED_OUT) else shares)
+        result[kind] = fit_platt(probabilities, np.array(right), None if whole else shares, fits)
     if losses:
         result["gap"] = gap_of(losses)
     if not probabilities_only:
@@ -194,34 +202,47 @@ def trust_of(
     expectation: Expectation,
     seed: int,
     progress: Progress | None = None,
-) -> float:
-    """How much a reranker counts (see `Expectation.trust`), from these targets, at most 64 of each zoo: see `fit_trust`."""
-    plain, compared = replace(expectation, trust=1.0), []
+) -> Expectation:
+    """With how much a reranker counts (see `fit_trust`), and from which fit on charts are looked for nearby, from these targets, at most 64
+    of each zoo; how much it counts is fitted anew on what is then compared."""
+    about = []
     for zoo, wanted in zip(zoos, places, strict=True):
-        if not len(wanted):
-            continue
-        subjects = encode(model, codec, zoo, sample_places(wanted, _TRUSTED, seed), progress, expectation=plain)
-        asked = draw_questions(subjects, seed, kinds=["chart"])
-        for one, said in zip(asked, under_views(subjects, asked, progress), strict=True):
-            if (found := reconsidered(subjects, one.subject, said)) is not None:
-                truth = [subjects.facts[one.subject].chart] * len(found.charts)
-                right = torch.from_numpy(chart_scores(truth, found.charts, subjects.domain)["same_99"] > 0)
-                compared.append((found, right))
-    return fit_trust(compared)
+        if len(wanted):
+            subjects = encode(model, codec, zoo, sample_places(wanted, _TRUSTED, seed), progress, expectation=expectation)
+            asked = draw_questions(subjects, seed, kinds=["chart"])
+            about.append((subjects, [(one.subject, said) for one, said in zip(asked, under_views(subjects, asked, progress), strict=True)]))
+
+    def compared(expectation: Expectation) -> list[tuple[Considered, Bool[Tensor, " n"]]]:
+        done = []
+        for subjects, replies in about:
+            for subject, said in replies:
+                if (found := reconsidered(replace(subjects, expectation=expectation), subject, said)) is not None:
+                    truth = [subjects.facts[subject].chart] * len(found.charts)
+                    done.append((found, torch.from_numpy(chart_scores(truth, found.charts, subjects.domain)["same_99"] > 0)))
+        return done
+
+    alone = compared(replace(expectation, doubt=None))
+    trust = fit_trust(alone)
+    searched = replace(expectation, trust=trust, doubt=doubt_of(alone, trust))
+    return searched if searched.doubt is None else replace(searched, trust=fit_trust(compared(searched)))
+
+
+def doubt_of(compared: Sequence[tuple[Considered, Bool[Tensor, " n"]]], trust: float) -> float | None:
+    """The fit below which nine in ten of the best charts are that are wrong; None if none is."""
+    best = [(found, right, int(found.score(trust).argmax())) for found, right in compared if found.fit is not None]
+    wrong = [float(found.fit[i]) for found, right, i in best if found.fit is not None and not right[i]]
+    return float(np.quantile(wrong, _WRONG)) if wrong else None
 
 
 def fit_trust(compared: Sequence[tuple[Considered, Bool[Tensor, " n"]]]) -> float:
-    """The weight, 0 to 5, of a reranker's log-odds under which most charts can be expected to be read rightly; from those at weight 1.
+    """The weight, 0 to 5, of a reranker's log-odds under which most charts can be expected to be read rightly.
 
     The sum of the right charts' probabilities, not of their logarithms: these would be about the few charts that are surely wrong.
     """
-    some = [(found, right) for found, right in compared if right.any() and not right.all()]
-    tried = torch.linspace(0, 5, 101)
-    total = torch.zeros(len(tried))
-    for found, right in some:
-        scores = found.likelihood + found.gap + tried[:, None] * found.reranked
-        total += scores.softmax(1)[:, right].sum(1)
-    return float(tried[total.argmax()]) if some else 1.0
+    some = [(found, right) for found, right in compared if found.fit is not None and right.any() and not right.all()]
+    tried = torch.linspace(0, 5, 101).tolist()
+    total = torch.tensor([sum(float(found.score(trust).softmax(0)[right].sum()) for found, right in some) for trust in tried])
+    return tried[int(total.argmax())] if some else 1.0
 
 
 @torch.inference_mode()

@@ -270,7 +270,7 @@ class Oracle:
 
     def confidence(self, encoded: Encoded, kind: str, reply: Reply) -> tuple[float, bool]:
         """The probability that a reply is right, and whether that and the target are such that it counts as known."""
-        probability = apply_calibration(self.card.get("calibration", {}), kind, reply.probability, reply.share)
+        probability = apply_calibration(self.card.get("calibration", {}), kind, reply.probability, reply.share, reply.fit)
         return probability, probability >= THRESHOLD and self.is_familiar(encoded)
 
     def is_familiar(self, encoded: Encoded) -> bool:

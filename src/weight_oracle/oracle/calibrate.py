@@ -22,15 +22,18 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
-def apply_calibration(calibration: Mapping[str, Any], kind: str, probability: float, share: float = 1.0) -> float:
+def apply_calibration(
+    calibration: Mapping[str, Any], kind: str, probability: float, share: float = 1.0, chart_fit: float | None = None
+) -> float:
     """The probability that a reply to a question of this kind is right, given the oracle's own (the product over the reply's tokens, or
-    its share among the charts compared) and the share of views that said the same.
+    its share among the charts compared), the share of views that said the same, and the log-odds that a reranker gives its chart.
 
     `calibration` is what `evaluation.calibration.calibrate` measured; a kind that it does not know keeps its probability.
-    Platt scaling (Platt 1999) on the log-odds, with the share of views as a further input.
+    Platt scaling (Platt 1999) on the log-odds, with the others as further inputs.
     """
     fit = calibration.get(kind, {"intercept": 0.0, "slope": 1.0})
-    return sigmoid(fit["intercept"] + fit["slope"] * log_odds(probability) + fit.get("share", 0.0) * (share - 1))
+    further = fit.get("share", 0.0) * (share - 1) + fit.get("fit", 0.0) * (chart_fit or 0.0)
+    return sigmoid(fit["intercept"] + fit["slope"] * log_odds(probability) + further)
 
 
 def is_blind(low: float, none: float) -> bool:

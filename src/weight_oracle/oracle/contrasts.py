@@ -5,14 +5,16 @@ either, and the reranker does not learn, as the language model does, that there 
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from jaxtyping import Float16, UInt8
+from jaxtyping import Float16, Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -28,12 +30,14 @@ from weight_oracle.truth.interpret import run_one
 from weight_oracle.truth.mixtures import answered, beliefs
 from weight_oracle.weights.atoms import AtomsEncoder
 from weight_oracle.weights.encoder import EncoderConfig
-from weight_oracle.zoo.store import Zoo
+from weight_oracle.zoo.build import deaf_to_ctrl_c, end_workers, start_worker
+from weight_oracle.zoo.store import Zoo, open_zoo
 
 SAME = 0.985  # charts that agree on more of the inputs are not told apart
 _LEAST_ALIKE = 0.5, 0.8  # the others agree on at least so much of them, drawn between these
 _INPUTS = 1024  # of each length, to tell how much charts agree
-_TRIES = 60
+_TRIES = 240
+_PART = 256  # targets for which a worker draws at once
 _NOISE = 0.3  # most nats of it on a response
 Progress = Callable[[str, int, int], None]
 
@@ -98,30 +102,65 @@ def contrasts_of(
     seed: int,
     progress: Progress | None = None,
     split: str = "train",
+    workers: int = 1,
 ) -> Contrasts:
     """The targets of a split of a zoo (at most `most`), with `charts` charts each; those for which too few others are found are left out.
-    The others are of the train split by the inputs of all the `zoos`."""
+    The others are of the train split by the inputs of all the `zoos`. Each of some `workers` draws for a part of the targets."""
     wanted = pick_apart(zoo, split, zoos)[:most]
+    tell = lambda done: progress("drawing charts", done, len(wanted)) if progress else None  # noqa: E731
+    if workers <= 1 or len(wanted) < 2 * _PART:
+        return _contrasts(zoo, _others(zoo, zoos), config, charts, wanted, seed, tell)
+    paths, parts = tuple(str(other.path) for other in (zoo, *zoos)), np.array_split(wanted, len(wanted) // _PART)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), start_worker)
+    try:
+        with deaf_to_ctrl_c():
+            drawn = [pool.submit(_part, paths, config, charts, part, seed) for part in parts]
+        done = 0
+        for future in as_completed(drawn):
+            future.result()
+            done += len(parts[drawn.index(future)])
+            tell(done)
+        found = [future.result() for future in drawn]
+    finally:
+        end_workers(pool)
+    return Contrasts(np.concatenate([part.responses for part in found]), np.concatenate([part.answered for part in found]))
+
+
+def _others(zoo: Zoo, zoos: Sequence[Zoo]) -> Others:
     domain = zoo.recipe.domain
     alike = [other for other in zoos if other.recipe.domain == domain]
     trained = [other.charts[i] for other in alike for i in pick_apart(other, "train", zoos)]
-    others = Others(domain, trained, list({other.recipe.domain for other in zoos}))
-    wanted = wanted if others.options else wanted[:0]
+    return Others(domain, trained, list({other.recipe.domain for other in zoos}))
+
+
+@lru_cache(maxsize=1)
+def _opened(paths: tuple[str, ...]) -> tuple[Zoo, Others]:
+    zoo, *zoos = map(open_zoo, paths)
+    return zoo, _others(zoo, zoos)
+
+
+def _part(paths: tuple[str, ...], config: EncoderConfig, charts: int, wanted: np.ndarray, seed: int) -> Contrasts:
+    """What a worker draws."""
+    return _contrasts(*_opened(paths), config, charts, wanted, seed, lambda _: None)
+
+
+def _contrasts(
+    zoo: Zoo, others: Others, config: EncoderConfig, charts: int, wanted: Int[np.ndarray, " N"], seed: int, tell: Callable[[int], None]
+) -> Contrasts:
+    domain = zoo.recipe.domain
     compared: dict[int, UInt8[np.ndarray, "K C A"]] = {}
-    for done, place in enumerate(wanted.tolist()):
+    for done, place in enumerate(wanted.tolist() if others.options else ()):
         chart = zoo.charts[place]
         found = others.draw(chart, charts - 1, np.random.default_rng([seed, place]))
         if len(found) == charts - 1:
             compared[place] = np.stack([answered(c, domain) for c in (chart, *found)])
-        if progress and (done % 64 == 63 or done + 1 == len(wanted)):
-            progress("drawing charts", done + 1, len(wanted))
+        if done % 64 == 63 or done + 1 == len(wanted):
+            tell(done + 1)
     responses: dict[int, np.ndarray] = {}
     for places, stack in zoo.stacks(np.array(sorted(compared), np.int64)):
         batch = AtomsEncoder.prepare(stack, replace(config, interactions=False))
         found = responses_of(batch, domain).numpy().astype(np.float16)
         responses |= dict(zip(places.tolist(), found, strict=True))
-        if progress:
-            progress("responses of targets", len(responses), len(compared))
     order, C = sorted(compared), len(beliefs(domain.symbols, domain.lengths[1]))
     told = np.array([responses[i] for i in order], np.float16).reshape(-1, C, domain.answers)
     return Contrasts(told, np.array([compared[i] for i in order], np.uint8).reshape(-1, charts, C, domain.answers))

@@ -24,6 +24,8 @@ from torch import Tensor
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.generate import Reply, likelihood
 from weight_oracle.oracle.model import WeightOracle
+from weight_oracle.oracle.nearby import nearby
+from weight_oracle.oracle.reranker import Reranker
 from weight_oracle.oracle.tokenizer import Codec
 from weight_oracle.oracle.views import PLAIN, View, share
 from weight_oracle.truth.canonical import canonical
@@ -36,6 +38,8 @@ from weight_oracle.truth.triggers import KINDS as TRIGGERS
 
 _NARROW = ("before",)  # kinds with two symbols
 _RERANKED = 16  # charts at most that a reranker looks at
+_BEST = (2, 1)  # of a search for others nearby: the best charts near which it searches, round after round
+_NEAR = 8  # charts near each of them that are compared
 
 
 @dataclass(frozen=True)
@@ -44,19 +48,21 @@ class Expectation:
 
     `tests`: how frequent each kind of test is, by its kind and number ("has", "at 2"); `offset`: by the number of tests, what the
     oracle's expectation of a chart is above the sum of its tests' log-frequencies, on average over its training. `trust`: how many nats of
-    likelihood one of a reranker's log-odds is worth.
+    likelihood one of a reranker's log-odds is worth; `doubt`: where the best chart's are below it, others nearby are looked for
+    (`oracle.nearby`).
     """
 
     tests: Mapping[str, float] = field(default_factory=dict)
     offset: Mapping[str, float] = field(default_factory=dict)
     trust: float = 1.0
+    doubt: float | None = None
 
     @classmethod
     def from_card(cls, card: Mapping[str, Any]) -> "Expectation":
         """Nothing is expected where the card says nothing. Raises TypeError, ValueError or AttributeError for what makes no sense."""
         found = cls(**card.get("calibration", {}).get("expectation", {}))
         if not all(0 < share <= 1 for share in found.tests.values()) or not all(
-            math.isfinite(x) for x in (*found.offset.values(), found.trust)
+            math.isfinite(x) for x in (*found.offset.values(), found.trust, found.doubt or 0.0)
         ):
             raise ValueError("its card expects what cannot be")
         if unknown := {kind for kind, _ in found.options} - {*KINDS}:
@@ -137,30 +143,47 @@ def candidates(replies: Sequence[Reply], expectation: Expectation, domain: Domai
 
 @dataclass(frozen=True)
 class Considered:
-    """Candidates with their log-likelihood under the weights (mean over views), the gap of each, and what a reranker's log-odds add."""
+    """Candidates with their log-likelihood under the weights (mean over views), the gap of each, and a reranker's log-odds (`fit`), of
+    which one is worth `trust` nats."""
 
     charts: list[FlowChart]
     likelihood: Float[Tensor, " n"]
     gap: Float[Tensor, " n"]
     replies: Sequence[Reply] = ()  # that were considered
-    reranked: Float[Tensor, " n"] | float = 0.0
+    fit: Float[Tensor, " n"] | None = None
+    trust: float = 1.0
 
     @property
     def posterior(self) -> Float[Tensor, " n"]:
         """The probability of each candidate, if one of them is right."""
-        return (self.likelihood + self.gap + self.reranked).softmax(0)
+        return self.score().softmax(0)
+
+    def score(self, trust: float | None = None) -> Float[Tensor, " n"]:
+        """What the candidates are ranked by, in nats."""
+        plain = self.likelihood + self.gap
+        return plain if self.fit is None else plain + (self.trust if trust is None else trust) * self.fit
 
     def likeliest(self, n: int) -> "Considered":
         """Only the n best."""
         chosen = self.posterior.argsort(descending=True)[:n].sort().values
         return replace(self, charts=[self.charts[i] for i in chosen.tolist()], likelihood=self.likelihood[chosen], gap=self.gap[chosen])
 
+    def doubted(self, doubt: float | None) -> bool:
+        """Whether the best one fits so badly that others should be looked for."""
+        return doubt is not None and self.fit is not None and float(self.fit[int(self.posterior.argmax())]) < doubt
+
+    def joined(self, more: "Considered") -> "Considered":
+        """With other charts too, of the same target and compared in the same way."""
+        both = {name: torch.cat([getattr(x, name) for x in (self, more)]) for name in ("likelihood", "gap", "fit")}
+        return replace(self, charts=[*self.charts, *more.charts], **both)
+
     def best(self) -> Reply:
         """The best chart; its probability is that among the candidates."""
         posterior = self.posterior
         best = int(posterior.argmax())
         text = to_text(self.charts[best])
-        return Reply(text, float(posterior[best]), share(text, self.replies) if self.replies else 1.0)
+        fit = None if self.fit is None else float(self.fit[best])
+        return Reply(text, float(posterior[best]), share(text, self.replies) if self.replies else 1.0, fit)
 
 
 def consider(
@@ -179,6 +202,37 @@ def consider(
     charts = candidates(replies, expectation, domain, most_ifs)
     if not charts:
         return None
+
+    def compared(charts: list[FlowChart]) -> Considered:
+        return _compared(model, codec, tokens, views, charts, expectation, domain)
+
+    found = replace(compared(charts), replies=tuple(replies), trust=expectation.trust)
+    if model.reranker is None or responses is None:
+        return found
+    found = _reranked(found.likeliest(_RERANKED), model.reranker, responses, domain)
+    seen: set[FlowChart] = set()
+    for best in _BEST:
+        begun = [found.charts[i] for i in found.posterior.argsort(descending=True)[:best].tolist()]
+        if not found.doubted(expectation.doubt) or seen.issuperset(begun):
+            break
+        near = [nearby(model.reranker, responses, chart, expectation.options, domain, _NEAR) for chart in begun if chart not in seen]
+        seen |= {*begun}
+        new = dict.fromkeys(canonical(chart, domain) for charts in near for chart in charts)
+        new = [chart for chart in new if chart not in found.charts and 1 <= n_ifs(chart) <= most_ifs]
+        found = found.joined(_reranked(compared(new), model.reranker, responses, domain)) if new else found
+    return found
+
+
+def _compared(
+    model: WeightOracle,
+    codec: Codec,
+    tokens: Float[Tensor, "views T d"],
+    views: Sequence[View],
+    charts: list[FlowChart],
+    expectation: Expectation,
+    domain: Domain,
+) -> Considered:
+    """Charts with their likelihoods and gaps."""
     question = phrasing("chart", 0)
     compared = views[:PLAIN]
     texts = [[to_text(canonical(rename(c, v.symbols, v.answers), domain)) for c in charts] for v in compared]
@@ -187,9 +241,9 @@ def consider(
     plain = [to_text(c) for c in charts]
     expected = likelihood(model, codec, tokens[:1].expand(len(charts), -1, -1), question, plain, blind=True)
     gaps = [expectation.gap(c, e, domain.symbols) for c, e in zip(charts, expected.tolist(), strict=True)]
-    found = Considered(charts, fit, torch.tensor(gaps), tuple(replies))
-    if model.reranker is None or responses is None:
-        return found
-    found = found.likeliest(_RERANKED)
+    return Considered(charts, fit, torch.tensor(gaps))
+
+
+def _reranked(found: Considered, reranker: Reranker, responses: Float[Tensor, "C A"], domain: Domain) -> Considered:
     counts = torch.from_numpy(np.stack([answered(chart, domain) for chart in found.charts])).to(responses.device)
-    return replace(found, reranked=expectation.trust * model.reranker.compare(responses, counts, domain.symbols).cpu())
+    return replace(found, fit=reranker.compare(responses, counts, domain.symbols, domain.lengths[1]).cpu())

@@ -40,8 +40,11 @@ class RerankerConfig:
     weight_decay: float = 0.05
     width: int = 24
     rounds: int = 2
+    twice: bool = True  # compared too with two symbols put at two places
     targets: int | None = None  # use only so many of each zoo
+    go_on: bool = False  # begin with the oracle's own reranker, as far as it has the same parts
     compiled: bool = True  # under torch.compile
+    workers: int = 1  # processes that draw charts
     save_every: int = 200
     seed: int = 0
     resume: bool = False
@@ -50,14 +53,14 @@ class RerankerConfig:
 class _Contrast(nn.Module):
     """The reranker with its loss: the negative log of the share that a target's own chart, the first one, has."""
 
-    def __init__(self, reranker: Reranker, symbols: int, compiled: bool):
+    def __init__(self, reranker: Reranker, symbols: int, places: int, compiled: bool):
         super().__init__()
-        self.reranker, self.symbols = reranker, symbols
+        self.reranker, self.symbols, self.places = reranker, symbols, places
         compiler: Callable[..., Callable] = torch.compile
         self.scores = compiler(reranker.forward, dynamic=False) if compiled else reranker.forward
 
     def forward(self, responses: Tensor, answered: Tensor) -> dict[str, Tensor]:
-        return {"loss": -self.scores(responses, answered, self.symbols).log_softmax(-1)[:, 0].mean()}
+        return {"loss": -self.scores(responses, answered, self.symbols, self.places).log_softmax(-1)[:, 0].mean()}
 
 
 def train_reranker(
@@ -84,21 +87,25 @@ def train_reranker(
     for zoo in zoos:
         if not reads.reads(zoo.recipe.domain):
             raise UserError(f"holds targets that {config.oracle} does not read", where=str(zoo.path), hint="give zoos of its domain")
-    about = zoos, reads, config.drawn
-    train = [
-        load_contrasts(out / "run" / f"train-{i}.npz", partial(contrasts_of, zoo, *about, config.targets, config.seed, stage))
-        for i, zoo in enumerate(zoos)
-    ]
-    held = [
-        load_contrasts(out / "run" / f"validation-{i}.npz", partial(contrasts_of, zoo, *about, HELD, config.seed, stage, "validation"))
-        for i, zoo in enumerate(zoos)
-    ]
+    about = config.seed, stage
+    train, held = (
+        [
+            load_contrasts(
+                out / "run" / f"{split}-{i}.npz",
+                partial(contrasts_of, zoo, zoos, reads, config.drawn, most, *about, split, config.workers),
+            )
+            for i, zoo in enumerate(zoos)
+        ]
+        for split, most in (("train", config.targets), ("validation", HELD))
+    )
     for split, parts in (("train", train), ("validation", held)):
         if not any(len(part) for part in parts):
             what = f"no target of the {split} split has learned a chart without patterns"
             raise UserError(what, where=", ".join(str(zoo.path) for zoo in zoos), hint="build more targets")
     set_seed(config.seed)
-    reranker = Reranker(config.width, config.rounds, _DROPOUT)
+    reranker = Reranker(config.width, config.rounds, _DROPOUT, config.twice)
+    if config.go_on:
+        go_on_from(oracle.model.reranker, reranker, config.oracle)
     data = Batches(train, config.steps, config.batch, config.charts, config.seed)
     check = Batches(held, max(1, HELD // config.batch), config.batch, config.charts, config.seed + 1)
     arguments = arguments_of(
@@ -110,7 +117,7 @@ def train_reranker(
         label_names=[],
     )
     trainer = Trainer(
-        _Contrast(reranker, reads.symbols, config.compiled),
+        _Contrast(reranker, reads.symbols, reads.lengths[1], config.compiled),
         arguments,
         data_collator=lambda items: items[0],
         train_dataset=data,
@@ -126,7 +133,7 @@ def train_reranker(
 
 def _check(config: RerankerConfig) -> None:
     """Raises `UserError` for what makes no sense."""
-    least = {"steps": 1, "batch": 1, "charts": 2, "width": 1, "rounds": 0, "warmup": 0, "save_every": 1, "targets": 1}
+    least = {"steps": 1, "batch": 1, "charts": 2, "width": 1, "rounds": 0, "warmup": 0, "save_every": 1, "targets": 1, "workers": 1}
     for name, low in least.items():
         value = getattr(config, name)
         if value is not None and value < low:
@@ -143,6 +150,18 @@ def _card(config: RerankerConfig, zoos: list[Zoo], targets: int) -> dict[str, An
     made = [{"recipe": zoo.recipe.name, "hash": zoo.recipe.hash, "built": len(zoo.truths)} for zoo in zoos]
     training = asdict(replace(config, oracle="", zoo=names[0], also=tuple(names[1:]), out="", resume=False))
     return {"training": training, "zoos": made, "training_targets": targets}
+
+
+def go_on_from(old: Reranker | None, new: Reranker, where: str) -> None:
+    """Gives a new reranker the weights of an old one; parts that the old one lacks stay as they were made, and add nothing yet. Raises
+    `UserError` where there is none, or where it is of another size."""
+    if old is None:
+        raise UserError("has no reranker to go on from", where=where, hint="leave out --go-on")
+    shapes = {name: tensor.shape for name, tensor in new.state_dict().items()}
+    kept = old.state_dict()
+    if any(shapes.get(name) != tensor.shape for name, tensor in kept.items()):
+        raise UserError(f"its reranker has {old.settings}", where=where, hint="give the same --width and --rounds")
+    new.load_state_dict(kept, strict=False)
 
 
 def with_reranker(oracle: Oracle, reranker: Reranker, card: dict[str, Any]) -> Oracle:

@@ -1,4 +1,6 @@
-"""Charts that are nearly like a chart: one or two tests or answers of it are others, there is one test more, or one less."""
+"""Charts that are nearly like a chart: one or two tests or answers of it are others, there is one test more, or one less.
+
+`edited` draws one at random, for training; `neighbours` are all that differ in one of these."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -68,3 +70,22 @@ def _edited(chart: FlowChart, options: Sequence[tuple[str, int]], domain: Domain
     new = Say(int(rng.integers(domain.answers)))
     test = test_of(int(pick(named)) if named and rng.random() < _NAMED else int(rng.integers(domain.symbols)))
     return _put(chart, path, If(test, *((leaf, new) if rng.random() < 0.5 else (new, leaf))))
+
+
+def neighbours(chart: FlowChart, options: Sequence[tuple[str, int]], domain: Domain) -> set[FlowChart]:
+    """The charts without patterns that differ in one edit: a test is gone, or is another one that shares a symbol with it or is of its
+    kind; there is a test more before an answer; an answer is another one. `options`: the kinds and numbers of the tests that there are."""
+    symbols, answers = range(domain.symbols), range(domain.answers)
+    pairs = [(a, b) for a in symbols for b in symbols if a != b]
+    every = [Test(kind, named, n) for kind, n in options for named in (pairs if kind == "before" else [(s,) for s in symbols])]
+    found: set[FlowChart] = set()
+    for path, node in _nodes(chart):
+        if isinstance(node, If):
+            old = node.test
+            near = [t for t in every if {*t.symbols} & {*old.symbols} or (t.kind, t.number) == (old.kind, old.number) != ("before", 0)]
+            found |= {_put(chart, path, new) for new in (node.then, node.other, *(replace(node, test=test) for test in near))}
+            continue
+        for other in (Say(answer) for answer in answers if answer != node.answer):
+            more = (If(test, *both) for test in every for both in ((node, other), (other, node)))
+            found |= {_put(chart, path, new) for new in (other, *more)}
+    return found - {chart}

@@ -1,11 +1,15 @@
 """Mixtures of symbols, and what a chart answers to inputs drawn from them.
 
 A mixture says how likely each symbol is at each place of an input of the longest length. One symbol is *frequent* (it has a larger share of
-every place) or *absent* and another is put at one place; or each of two is frequent or absent. So the frequencies of a chart's answers show
-which tests it asks, and how they act together. `weights.respond` says what a target's own layers make of the same mixtures.
+every place) or *absent* and another is put at one place; or each of two is frequent or absent; or two are put at two places, and are absent
+elsewhere, so that each occurs once, or one twice. So the frequencies of a chart's answers show which tests it asks, and how they act
+together. `weights.respond` says what a target's own layers make of the same mixtures.
 """
 
+import math
+from collections.abc import Mapping
 from functools import lru_cache
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -20,6 +24,11 @@ DRAWS = 64  # inputs of each mixture: a bit of a number for each
 PLACED, PAIRS = 2, 3  # kinds of mixtures: see `beliefs`
 
 
+def two_places(n: int) -> tuple[tuple[int, int], ...]:
+    """Two places of an input, the earlier one first."""
+    return tuple(combinations(range(n), 2))
+
+
 def _shares(S: int, frequent: set[int], absent: set[int]) -> Float[np.ndarray, " S"]:
     """Each frequent symbol has `SHARE`, an absent one nothing, and the others equal shares of the rest."""
     share = np.array([0.0 if s in absent else SHARE if s in frequent else np.nan for s in range(S)])
@@ -28,21 +37,28 @@ def _shares(S: int, frequent: set[int], absent: set[int]) -> Float[np.ndarray, "
     return share / share.sum() if share.sum() else np.full(S, 1 / S)
 
 
+def _put_at(every: Float[np.ndarray, " S"], symbols: Mapping[int, int], n: int) -> Float[np.ndarray, "S n"]:
+    """The same shares at every place but those that hold one symbol."""
+    found = np.repeat(every[:, None], n, 1)
+    for place, symbol in symbols.items():
+        found[:, place] = np.eye(len(every))[symbol]
+    return found
+
+
 @lru_cache(maxsize=8)
 def beliefs(S: int, n: int) -> Float[np.ndarray, "C S n"]:
     """The share of each symbol at each place: first [2, s, t, i] with s frequent or absent and t at place i, then [3, s, t] with both
-    frequent, s frequent and t absent, both absent."""
+    frequent, s frequent and t absent, both absent, then [s, t, `two_places`] with s at the first and t at the second one and neither
+    elsewhere."""
     placed = []
     for frequent in (True, False):
         for s in range(S):
             every = _shares(S, {s}, set()) if frequent else _shares(S, set(), {s})
-            for t in range(S):
-                at = np.broadcast_to(every[:, None], (n, S, n)).copy()
-                at[range(n), :, range(n)] = np.eye(S)[t]
-                placed.append(at)
+            placed += [_put_at(every, {i: t}, n)[None] for t in range(S) for i in range(n)]
     kinds = (lambda s, t: ({s, t}, set()), lambda s, t: ({s}, {t} - {s}), lambda s, t: (set(), {s, t}))
     pairs = [_shares(S, *kind(s, t)) for kind in kinds for s in range(S) for t in range(S)]
-    return np.concatenate([*placed, np.broadcast_to(np.array(pairs)[:, :, None], (len(pairs), S, n))]).astype(np.float32)
+    both = [_put_at(_shares(S, set(), {s, t}), {i: s, j: t}, n)[None] for s in range(S) for t in range(S) for i, j in two_places(n)]
+    return np.concatenate([*placed, np.broadcast_to(np.array(pairs)[:, :, None], (len(pairs), S, n)), *both]).astype(np.float32)
 
 
 @lru_cache(maxsize=8)
@@ -66,21 +82,23 @@ def answered(chart: FlowChart, domain: Domain) -> UInt8[np.ndarray, "C A"]:
     """How many of the `DRAWS` inputs of each mixture get each answer."""
     S, n = domain.symbols, domain.lengths[1]
     counts = np.zeros((len(drawn(S, n)), domain.answers), np.uint8)
-
-    def visit(node: FlowChart, here: UInt64[np.ndarray, " C"]) -> None:
-        if isinstance(node, Say):
-            counts[:, node.answer] += np.bitwise_count(here)
-            return
-        holds = _holds(node.test, S, n)
-        visit(node.then, here & holds)
-        visit(node.other, here & ~holds)
-
-    visit(chart, np.full(len(counts), ~np.uint64(0)))
+    _share_out(chart, np.full(len(counts), ~np.uint64(0)), counts, S, n)
     return counts
 
 
-def apart(x: Any, S: int) -> tuple[Any, Any]:
-    """What belongs to the mixtures of either sort, [... 2 S S n A] and [... 3 S S A], of an array or tensor [... C A]."""
-    C, A = x.shape[-2:]
-    first = C - PAIRS * S * S
-    return x[..., :first, :].reshape(*x.shape[:-2], PLACED, S, S, -1, A), x[..., first:, :].reshape(*x.shape[:-2], PAIRS, S, S, A)
+def _share_out(node: FlowChart, here: np.ndarray, counts: np.ndarray, S: int, n: int) -> None:
+    """Counts the answers that a part of a chart gives to the draws (bits) of each mixture that come to it."""
+    if isinstance(node, Say):
+        counts[:, node.answer] += np.bitwise_count(here)
+        return
+    holds = _holds(node.test, S, n)
+    _share_out(node.then, here & holds, counts, S, n)
+    _share_out(node.other, here & ~holds, counts, S, n)
+
+
+def apart(x: Any, S: int, n: int) -> tuple[Any, Any, Any]:
+    """What belongs to the mixtures of each sort, [... 2 S S n A], [... 3 S S A] and [... S S `two_places` A], of an array or tensor
+    [... C A]."""
+    A, shapes = x.shape[-1], ((PLACED, S, S, n), (PAIRS, S, S), (S, S, len(two_places(n))))
+    ends = np.cumsum([0, *map(math.prod, shapes)]).tolist()
+    return tuple(x[..., a:b, :].reshape(*x.shape[:-2], *shape, A) for a, b, shape in zip(ends[:-1], ends[1:], shapes, strict=True))

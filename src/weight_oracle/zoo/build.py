@@ -199,7 +199,7 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
+def deaf_to_ctrl_c() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # where Python has no say over signals
         yield
         return
@@ -295,7 +295,7 @@ def _finish(recipe: Recipe, out: Path, missing: list[int], workers: int, device:
         return
     pool = ProcessPoolExecutor(workers, get_context("spawn"), start_worker)
     try:
-        with _deaf_to_ctrl_c():  # what a process ignores when it starts another, that one ignores from its first moment on
+        with deaf_to_ctrl_c():  # what a process ignores when it starts another, that one ignores from its first moment on
             futures = [pool.submit(write_shard, recipe, out, i, device) for i in missing]
         for future in as_completed(futures):
             yield future.result()
