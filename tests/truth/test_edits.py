@@ -51,7 +51,7 @@ def test_neighbours_are_all_that_one_edit_makes():
     found = neighbours(CHART, OPTIONS, DOMAIN)
     drawn = {_edited(CHART, OPTIONS, DOMAIN, np.random.default_rng(i)) for i in range(3000)}
     once = {chart for chart in drawn if canonical(chart, DOMAIN) != canonical(CHART, DOMAIN)}  # no test more between equal answers
-    assert len(once) > 300 and once <= found and CHART not in found
+    assert len(once) > 200 and once <= found and CHART not in found
     texts = {to_text(chart) for chart in found}
     assert "if has e: say p else: if b before c: say q else: say r" in texts  # another symbol
     assert "if has a: say p else: if c before b: say q else: say r" in texts
