@@ -68,7 +68,7 @@ def familiarize(folder: Path, zoos: list[str], n: int, seed: int) -> dict:
     if not held:
         raise SystemExit(f"{', '.join(zoos)}: no target of the validation split has learned its chart")
     with stages() as progress:
-        found = asdict(familiarity(oracle.model, oracle.codec, some, held, seed, progress))
+        found = asdict(familiarity(oracle.model, oracle.codec, some, held, oracle.expectation, seed, progress))
     oracle.card["calibration"] = oracle.card.get("calibration", {}) | {"familiarity": found}
     oracle.save_card(folder)
     return found

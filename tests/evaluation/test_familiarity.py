@@ -11,6 +11,7 @@ from weight_oracle.evaluation.familiarity import ABSTAIN, familiarity, fit, refe
 from weight_oracle.evaluation.strangers import OTHER_TASKS, mixed, shuffled, strangers, trained_strangers
 from weight_oracle.oracle.data import pick
 from weight_oracle.oracle.familiar import SIGNS, Familiarity, Traits, features, traits_of
+from weight_oracle.oracle.reconsider import Expectation
 from weight_oracle.targets.train import answers
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.flowchart import Say
@@ -146,11 +147,11 @@ def test_a_sign_that_is_unknown_of_all_counts_for_nothing():
 
 def test_all_of_it_fits_in_a_card(zoo, oracle, codec):
     places, told = {0: pick(zoo, "train")[:12]}, []
-    found = familiarity(oracle, codec, [zoo], places, progress=lambda *done: told.append(done))
+    found = familiarity(oracle, codec, [zoo], places, Expectation(), progress=lambda *done: told.append(done))
     stored = json.loads(json.dumps(asdict(found)))
     assert len(json.dumps(stored)) < 20_000 and told[-1] == ("meeting strangers", 1, 1)
     again = Familiarity.from_card({"calibration": {"familiarity": stored}})
-    seen = see(oracle, codec, zoo.stack(zoo.shards[0], [0, 1]))
+    seen = see(oracle, codec, zoo.stack(zoo.shards[0], [0, 1]), Expectation())
     assert again is not None and np.array_equal(seen.signs(again), seen.signs(found), equal_nan=True)
     signs = seen.signs(found)
     assert signs.shape == (2, len(SIGNS)) and 0 < found.probability(signs[0].tolist()) < 1

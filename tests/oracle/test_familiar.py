@@ -47,7 +47,7 @@ def familiarity(traits) -> Familiarity:
     slopes = np.zeros((1 + len(features(Say(0), traits.domain)), n))
     slopes[0] = traits.statistics.mean(0)
     kind = Kind("gpt2", list(traits.domain.lengths), slopes.tolist(), [1.0] * n, np.eye(n).tolist())
-    return Familiarity((kind,), FEW, [1.0] * len(SIGNS), [0.0, 1.0, 0.0, 0.0, 0.0, 0.0], 0.0, 0.5)
+    return Familiarity((kind,), FEW, [1.0] * len(SIGNS), [0.0, 1.0, *[0.0] * (len(SIGNS) - 2)], 0.0, 0.5)
 
 
 def as_if(oracle: Oracle, familiarity: Familiarity, **change) -> Oracle:
@@ -70,14 +70,16 @@ def test_signs(traits, familiarity):
     assert agreed[1] == pytest.approx(math.log(0.5), abs=1e-4) and agreed[2] > split[2] > 0
     nothing = signs_of([Reply("nothing at all", 0.1)], traits, 0, familiarity)
     assert agreed[3] == unexplained(effects, {0}) and np.isnan(nothing[3:]).all() and math.isfinite(nothing[0])
-    assert tuple(agreed[4:]) == responds_like(traits.responses[0], answered(parse(same.text), traits.domain))
+    assert math.isnan(agreed[6]) and tuple(agreed[4:6]) == responds_like(traits.responses[0], answered(parse(same.text), traits.domain))
 
 
-def test_a_card_of_four_signs_is_read_as_it_was(traits, familiarity):
-    four = asdict(familiarity) | {name: list(getattr(familiarity, name)[:4]) for name in ("centre", "spread", "weights")}
-    old = Familiarity.from_card({"calibration": {"familiarity": four}})
-    signs = signs_of([Reply("if has a: say p else: say q", 0.5)] * 3, traits, 0, familiarity)
-    assert old is not None and old.probability(signs) == familiarity.probability([*signs[:4], math.nan, math.nan])
+@pytest.mark.parametrize("signs", [4, 6])
+def test_a_card_of_fewer_signs_is_read_as_it_was(signs, traits, familiarity):
+    some = asdict(familiarity) | {name: list(getattr(familiarity, name)[:signs]) for name in ("centre", "spread", "weights")}
+    old = Familiarity.from_card({"calibration": {"familiarity": some}})
+    seen = signs_of([Reply("if has a: say p else: say q", 0.5)] * 3, traits, 0, familiarity, 2.0)
+    assert old is not None and not old.asks_fit and familiarity.asks_fit
+    assert old.probability(seen) == familiarity.probability([*seen[:signs], *[math.nan] * (len(SIGNS) - signs)])
 
 
 def test_what_a_chart_answers_to_mixtures():
@@ -161,7 +163,7 @@ def test_what_the_oracle_makes_of_it(oracle, targets, familiarity):
 
 
 def test_names_do_not_matter_for_an_unknown_sign(familiarity):
-    assert familiarity.probability([0.0, 0.0, 0.0, math.nan, math.nan, 0.0]) == pytest.approx(0.5)
+    assert familiarity.probability([0.0, 0.0, 0.0, math.nan, math.nan, 0.0, 0.0]) == pytest.approx(0.5)
     assert familiarity.probability([0.0, 1.0, *FEW[2:]]) > 0.5 > familiarity.probability([0.0, -1.0, *FEW[2:]])
 
 

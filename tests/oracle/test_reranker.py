@@ -23,7 +23,7 @@ from weight_oracle.oracle.train_reranker import RerankerConfig, go_on_from, trai
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.truth.canonical import split_of
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.edits import neighbours
+from weight_oracle.truth.edits import Addition, changes, every_test
 from weight_oracle.truth.flowchart import n_ifs
 from weight_oracle.truth.mixtures import answered, apart, beliefs
 from weight_oracle.truth.parse import parse
@@ -99,7 +99,9 @@ def test_charts_nearby_are_those_that_fit_best(monkeypatch):
     reranker, (responses, _) = a_reranker(), tables()
     options = [("has", 0), ("first", 0), ("last", 0), ("at", 2)]
     chart = CHARTS[0]
-    around = {c: answered(c, DOMAIN) for c in neighbours(chart, options, DOMAIN)}
+    every = every_test(options, DOMAIN)
+    more = {Addition((then,), t, side, a).to(chart) for then in (0, 1) for t in every for side in (0, 1) for a in range(3) if a != 1 - then}
+    around = {c: answered(c, DOMAIN) for c in changes(chart, every, DOMAIN) | more}
     monkeypatch.setattr("weight_oracle.oracle.nearby.SIEVED", 10_000)
     found = nearby(reranker, responses[0], chart, options, DOMAIN, 5)
     fits = {c: reranker.compare(responses[0], torch.from_numpy(around[c])[None], *SIZE).item() for c in around}

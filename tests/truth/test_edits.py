@@ -7,7 +7,7 @@ import pytest
 
 from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.edits import _edited, edited, neighbours
+from weight_oracle.truth.edits import Addition, _edited, _nodes, changes, edited, every_test
 from weight_oracle.truth.flowchart import Say, mentioned_answers, mentioned_symbols, n_ifs, tests, to_text
 from weight_oracle.truth.parse import parse
 
@@ -47,8 +47,17 @@ def test_small_domains(domain):
         assert all(set(mentioned_answers(c)) <= set(range(domain.answers)) for c in found)
 
 
-def test_neighbours_are_all_that_one_edit_makes():
-    found = neighbours(CHART, OPTIONS, DOMAIN)
+def near(chart, options, domain):
+    """All that differ in one edit."""
+    every, answers = every_test(options, domain), range(domain.answers)
+    leaves = [(path, node.answer) for path, node in _nodes(chart) if isinstance(node, Say)]
+    others = [(path, answer) for path, own in leaves for answer in answers if answer != own]
+    more = {Addition(path, t, then, answer).to(chart) for path, answer in others for t in every for then in (True, False)}
+    return changes(chart, every, domain) | more
+
+
+def test_what_is_near_is_all_that_one_edit_makes():
+    found = near(CHART, OPTIONS, DOMAIN)
     drawn = {_edited(CHART, OPTIONS, DOMAIN, np.random.default_rng(i)) for i in range(3000)}
     once = {chart for chart in drawn if canonical(chart, DOMAIN) != canonical(CHART, DOMAIN)}  # no test more between equal answers
     assert len(once) > 200 and once <= found and CHART not in found
@@ -59,13 +68,10 @@ def test_neighbours_are_all_that_one_edit_makes():
     assert "if has a: say s else: if b before c: say q else: say r" in texts
     assert "if b before c: say q else: say r" in texts
     assert "if has a: say p else: if b before c: if at 2 is d: say s else: say q else: say r" in texts
-    assert all(n_ifs(chart) in (1, 2, 3) for chart in found) and all((t.kind, t.number) in OPTIONS for c in found for t in tests(c))
+    assert {n_ifs(chart) for chart in found} == {0, 1, 2, 3} and all((t.kind, t.number) in OPTIONS for c in found for t in tests(c))
 
 
-def test_neighbours_of_an_answer_alone():
-    assert neighbours(Say(0), (("has", 0),), Domain(1, 1, (2, 2))) == set()
-    assert {to_text(c) for c in neighbours(Say(0), (("has", 0),), Domain(1, 2, (2, 2)))} == {
-        "say q",
-        "if has a: say p else: say q",
-        "if has a: say q else: say p",
-    }
+def test_what_is_near_an_answer_alone():
+    assert near(Say(0), (("has", 0),), Domain(1, 1, (2, 2))) == set()
+    texts = {to_text(c) for c in near(Say(0), (("has", 0),), Domain(1, 2, (2, 2)))}
+    assert texts == {"say q", "if has a: say p else: say q", "if has a: say q else: say p"}

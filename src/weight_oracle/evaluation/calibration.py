@@ -149,7 +149,7 @@ def calibrate(
     if losses:
         result["gap"] = gap_of(losses)
     if not probabilities_only:
-        result["familiarity"] = asdict(familiarity(oracle_model, codec, zoos, held, seed, progress))
+        result["familiarity"] = asdict(familiarity(oracle_model, codec, zoos, held, expectation, seed, progress))
     return result
 
 

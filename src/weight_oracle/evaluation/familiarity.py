@@ -11,10 +11,13 @@ from weight_oracle.evaluation.logistic import logistic
 from weight_oracle.evaluation.metrics import Progress
 from weight_oracle.evaluation.strangers import strangers, trained_strangers
 from weight_oracle.evaluation.subjects import BATCH, constraint_of, sample_places
+from weight_oracle.oracle.ask import MAX_IFS
 from weight_oracle.oracle.data import pick_apart
 from weight_oracle.oracle.familiar import SIGNS, Familiarity, Kind, Traits, features, signs_of, traits_of
 from weight_oracle.oracle.generate import Reply, generate
 from weight_oracle.oracle.model import ENCODERS, WeightOracle
+from weight_oracle.oracle.reconsider import Expectation, best_fit, consider
+from weight_oracle.oracle.reranker import responses_of
 from weight_oracle.oracle.tokenizer import Codec
 from weight_oracle.oracle.views import in_own_slots, tokens_of, views_of
 from weight_oracle.targets.stack import Stack
@@ -32,31 +35,43 @@ _TRAINED = 12  # of each kind that is trained, for each kind of zoo
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """Some targets of one shape as an oracle takes them: their traits, and the chart replies under all views, in their own slots."""
+    """Some targets of one shape as an oracle takes them: their traits, the chart replies under all views, in their own slots, and a
+    reranker's log-odds of the best chart that was found for each."""
 
     traits: Traits
     replies: list[list[Reply]]
+    fits: list[float]
 
     def signs(self, reference: Familiarity) -> Float[np.ndarray, "N signs"]:
         """The signs of `oracle.familiar`; the regression of `reference` is not used."""
-        return np.array([signs_of(said, self.traits, i, reference) for i, said in enumerate(self.replies)]).reshape(-1, len(SIGNS))
+        seen = enumerate(zip(self.replies, self.fits, strict=True))
+        return np.array([signs_of(said, self.traits, i, reference, fit) for i, (said, fit) in seen]).reshape(-1, len(SIGNS))
 
 
 @torch.inference_mode()
-def see(model: WeightOracle, codec: Codec, stack: Stack) -> Seen:
+def see(model: WeightOracle, codec: Codec, stack: Stack, expectation: Expectation) -> Seen:
     """Shows the targets of a stack to an oracle."""
     settings, names = model.config.encoder_config, model.name_tokens(codec)
     traits = traits_of(stack, settings)
     domain, constraint = traits.domain, constraint_of(model, codec, traits.domain)
     batch = ENCODERS[settings.encoding].prepare(stack, settings)
+    views = views_of(model, [batch], domain)
+    tokens = torch.stack([tokens_of(model, batch, names, view) for view in views])
     under = []
-    for view in views_of(model, [batch], domain):
-        tokens = tokens_of(model, batch, names, view)
+    for view, seen in zip(views, tokens, strict=True):
         said: list[Reply] = []
-        for part in tokens.split(BATCH):
+        for part in seen.split(BATCH):
             said += generate(model, codec, part, [phrasing("chart", 0)] * len(part), constraint=constraint, max_new_tokens=64)
         under.append([replace(r, text=in_own_slots(view, "chart", r.text, domain)) for r in said])
-    return Seen(traits, [list(row) for row in zip(*under, strict=True)])
+    replies = [list(row) for row in zip(*under, strict=True)]
+    responses = responses_of(batch, domain) if model.reranker else None
+
+    def fit(i: int, said: list[Reply]) -> float:
+        told = None if responses is None else responses[i]
+        about = views, said, expectation, domain, MAX_IFS, told
+        return best_fit(model.reranker, said, told, expectation.doubt, domain, lambda: consider(model, codec, tokens[:, i], *about))
+
+    return Seen(traits, replies, [fit(i, said) for i, said in enumerate(replies)])
 
 
 def reference(traits: Sequence[Traits], charts: Sequence[Sequence[FlowChart]], zoos: Sequence[int] | None = None) -> Familiarity:
@@ -110,6 +125,7 @@ def familiarity(
     codec: Codec,
     zoos: Sequence[Zoo],
     places: Mapping[int, np.ndarray],
+    expectation: Expectation,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Familiarity:
@@ -120,7 +136,7 @@ def familiarity(
     stacks = [(number, here, stack) for number, (zoo, found) in enumerate(trained) for here, stack in zoo.stacks(found)]
     charts = [[trained[number][0].charts[i] for i in here] for number, here, _ in stacks]
     plain = reference([traits_of(stack, settings) for *_, stack in stacks], charts, [number for number, *_ in stacks])
-    look: Callable[[Stack], Float[np.ndarray, "N signs"]] = lambda stack: see(model, codec, stack).signs(plain)  # noqa: E731
+    look: Callable[[Stack], Float[np.ndarray, "N signs"]] = lambda stack: see(model, codec, stack, expectation).signs(plain)  # noqa: E731
     familiar = [look(stack) for i, found in places.items() for _, stack in zoos[i].stacks(found)]
     strange: dict[str, list[np.ndarray]] = {}
     seen: set[tuple[Domain, tuple[str, ...]]] = set()

@@ -1,6 +1,7 @@
 """`Oracle`: load it, give it a target, ask."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -18,7 +19,7 @@ from weight_oracle.oracle.familiar import Familiarity, signs_of, traits_of
 from weight_oracle.oracle.generate import Reply, generate
 from weight_oracle.oracle.grammar import ChartConstraint, Limits
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, WeightOracleConfig
-from weight_oracle.oracle.reconsider import Considered, Expectation, consider
+from weight_oracle.oracle.reconsider import Considered, Expectation, best_fit, consider
 from weight_oracle.oracle.reranker import responses_of
 from weight_oracle.oracle.tokenizer import SPECIALS, Codec, make_tokenizer
 from weight_oracle.oracle.views import View, argument_in, guessed_in_orders, in_own_slots, read_under, views_of, vote, with_trigger
@@ -283,9 +284,14 @@ class Oracle:
             return 1.0
         if "likeness" not in encoded.read:
             traits = traits_of(stack_targets([encoded.target]), self.settings)
-            signs = signs_of(self.charts_said(encoded), traits, 0, self.familiarity)
+            fit = self._best_fit(encoded) if self.familiarity.asks_fit else math.nan
+            signs = signs_of(self.charts_said(encoded), traits, 0, self.familiarity, fit)
             encoded.read["likeness"] = self.familiarity.probability(signs)
         return encoded.read["likeness"]
+
+    def _best_fit(self, encoded: Encoded) -> float:
+        about = self.charts_said(encoded), encoded.responses, self.expectation.doubt, encoded.target.domain
+        return best_fit(self.model.reranker, *about, lambda: self.considered(encoded))
 
     def check_kind(self, kind: str) -> None:
         """Raises `UserError` (exit code 2) for a kind of question that the oracle was not trained to answer."""

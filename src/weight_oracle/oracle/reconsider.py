@@ -11,7 +11,7 @@ are compared by it too (`oracle.reranker`), which counts as its calibration says
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -127,8 +127,8 @@ def variants(chart: FlowChart, options: Sequence[tuple[str, int]]) -> set[FlowCh
     return {found for found in at(chart) if isinstance(found, If)}
 
 
-def candidates(replies: Sequence[Reply], expectation: Expectation, domain: Domain, most_ifs: int) -> list[FlowChart]:
-    """The charts that were said, and those near the two that were said with most probability; all canonical, none longer than allowed."""
+def charts_of(replies: Sequence[Reply], domain: Domain) -> dict[FlowChart, float]:
+    """The charts that were said, canonical, and the sum of the probabilities of each."""
     said: dict[FlowChart, float] = {}
     for reply in replies:
         try:
@@ -136,6 +136,12 @@ def candidates(replies: Sequence[Reply], expectation: Expectation, domain: Domai
         except UserError:
             continue
         said[chart] = said.get(chart, 0.0) + reply.probability
+    return said
+
+
+def candidates(replies: Sequence[Reply], expectation: Expectation, domain: Domain, most_ifs: int) -> list[FlowChart]:
+    """The charts that were said, and those near the two that were said with most probability; all canonical, none longer than allowed."""
+    said = charts_of(replies, domain)
     best = sorted(said, key=said.__getitem__, reverse=True)[:2]
     near = {canonical(c, domain) for chart in best for c in variants(chart, expectation.options)}
     return [*said, *sorted((c for c in near - said.keys() if 1 <= n_ifs(c) <= most_ifs), key=to_text)]
@@ -223,6 +229,26 @@ def consider(
     return found
 
 
+def best_fit(
+    reranker: Reranker | None,
+    replies: Sequence[Reply],
+    responses: Float[Tensor, "C A"] | None,
+    doubt: float | None,
+    domain: Domain,
+    considered: Callable[[], Considered | None],
+) -> float:
+    """A reranker's log-odds of the best chart that was found for a target: of those that were said, and only where none of these is beyond
+    doubt, of the one that a second look prefers. NaN without a reranker, or a chart."""
+    if reranker is None or responses is None:
+        return math.nan
+    if said := list(charts_of(replies, domain)):
+        best = float(_fits(said, reranker, responses, domain).max())
+        if doubt is None or best >= doubt:
+            return best
+    found = considered()
+    return math.nan if found is None or found.fit is None else float(found.fit[int(found.posterior.argmax())])
+
+
 def _compared(
     model: WeightOracle,
     codec: Codec,
@@ -245,5 +271,9 @@ def _compared(
 
 
 def _reranked(found: Considered, reranker: Reranker, responses: Float[Tensor, "C A"], domain: Domain) -> Considered:
-    counts = torch.from_numpy(np.stack([answered(chart, domain) for chart in found.charts])).to(responses.device)
-    return replace(found, fit=reranker.compare(responses, counts, domain.symbols, domain.lengths[1]).cpu())
+    return replace(found, fit=_fits(found.charts, reranker, responses, domain))
+
+
+def _fits(charts: Sequence[FlowChart], reranker: Reranker, responses: Float[Tensor, "C A"], domain: Domain) -> Float[Tensor, " n"]:
+    counts = torch.from_numpy(np.stack([answered(chart, domain) for chart in charts])).to(responses.device)
+    return reranker.compare(responses, counts, domain.symbols, domain.lengths[1]).cpu()

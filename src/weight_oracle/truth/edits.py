@@ -1,9 +1,9 @@
 """Charts that are nearly like a chart: one or two tests or answers of it are others, there is one test more, or one less.
 
-`edited` draws one at random, for training; `neighbours` are all that differ in one of these."""
+`edited` draws one at random, for training; `changes` and `additions` are all that differ in one of these."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -72,20 +72,36 @@ def _edited(chart: FlowChart, options: Sequence[tuple[str, int]], domain: Domain
     return _put(chart, path, If(test, *((leaf, new) if rng.random() < 0.5 else (new, leaf))))
 
 
-def neighbours(chart: FlowChart, options: Sequence[tuple[str, int]], domain: Domain) -> set[FlowChart]:
-    """The charts without patterns that differ in one edit: a test is gone, or is another one that shares a symbol with it or is of its
-    kind; there is a test more before an answer; an answer is another one. `options`: the kinds and numbers of the tests that there are."""
-    symbols, answers = range(domain.symbols), range(domain.answers)
+def every_test(options: Iterable[tuple[str, int]], domain: Domain) -> list[Test]:
+    """All tests of these kinds and numbers, none of them patterns."""
+    symbols = range(domain.symbols)
     pairs = [(a, b) for a in symbols for b in symbols if a != b]
-    every = [Test(kind, named, n) for kind, n in options for named in (pairs if kind == "before" else [(s,) for s in symbols])]
+    return [Test(kind, named, n) for kind, n in options for named in (pairs if kind == "before" else [(s,) for s in symbols])]
+
+
+def changes(chart: FlowChart, every: Sequence[Test], domain: Domain) -> set[FlowChart]:
+    """The charts without patterns that differ in one edit and have no more tests: a test is gone, or is another one (of `every` test) that
+    shares a symbol with it or is of its kind; an answer is another one."""
     found: set[FlowChart] = set()
     for path, node in _nodes(chart):
-        if isinstance(node, If):
-            old = node.test
-            near = [t for t in every if {*t.symbols} & {*old.symbols} or (t.kind, t.number) == (old.kind, old.number) != ("before", 0)]
-            found |= {_put(chart, path, new) for new in (node.then, node.other, *(replace(node, test=test) for test in near))}
+        if isinstance(node, Say):
+            found |= {_put(chart, path, Say(answer)) for answer in range(domain.answers)}
             continue
-        for other in (Say(answer) for answer in answers if answer != node.answer):
-            more = (If(test, *both) for test in every for both in ((node, other), (other, node)))
-            found |= {_put(chart, path, new) for new in (other, *more)}
+        old = node.test
+        near = [t for t in every if {*t.symbols} & {*old.symbols} or (t.kind, t.number) == (old.kind, old.number) != ("before", 0)]
+        found |= {_put(chart, path, new) for new in (node.then, node.other, *(replace(node, test=test) for test in near))}
     return found - {chart}
+
+
+@dataclass(frozen=True)
+class Addition:
+    """A test more before a leaf of a chart: where it holds (`then`) or where it does not, the answer is another one."""
+
+    path: tuple[bool, ...]  # to the leaf
+    test: Test
+    then: bool
+    answer: int
+
+    def to(self, chart: FlowChart) -> FlowChart:
+        leaf, other = dict(_nodes(chart))[self.path], Say(self.answer)
+        return _put(chart, self.path, If(self.test, other, leaf) if self.then else If(self.test, leaf, other))

@@ -7,7 +7,7 @@ together. `weights.respond` says what a target's own layers make of the same mix
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import combinations
 from typing import Any
@@ -80,20 +80,31 @@ def _holds(test: Test, S: int, n: int) -> UInt64[np.ndarray, " C"]:
 
 def answered(chart: FlowChart, domain: Domain) -> UInt8[np.ndarray, "C A"]:
     """How many of the `DRAWS` inputs of each mixture get each answer."""
-    S, n = domain.symbols, domain.lengths[1]
-    counts = np.zeros((len(drawn(S, n)), domain.answers), np.uint8)
-    _share_out(chart, np.full(len(counts), ~np.uint64(0)), counts, S, n)
+    counts = np.zeros((len(drawn(domain.symbols, domain.lengths[1])), domain.answers), np.uint8)
+    for _, leaf, here in shared_out(chart, domain):
+        counts[:, leaf.answer] += np.bitwise_count(here)
     return counts
 
 
-def _share_out(node: FlowChart, here: np.ndarray, counts: np.ndarray, S: int, n: int) -> None:
-    """Counts the answers that a part of a chart gives to the draws (bits) of each mixture that come to it."""
+def shared_out(chart: FlowChart, domain: Domain) -> list[tuple[tuple[bool, ...], Say, UInt64[np.ndarray, " C"]]]:
+    """The leaves of a chart by their paths (whether each test on it holds), and which of the draws of each mixture come to them (bits)."""
+    S, n = domain.symbols, domain.lengths[1]
+    return list(_shared_out(chart, (), np.full(len(drawn(S, n)), ~np.uint64(0)), S, n))
+
+
+def _shared_out(node: FlowChart, path: tuple[bool, ...], here: np.ndarray, S: int, n: int) -> Iterator[tuple[Any, Say, np.ndarray]]:
     if isinstance(node, Say):
-        counts[:, node.answer] += np.bitwise_count(here)
+        yield path, node, here
         return
     holds = _holds(node.test, S, n)
-    _share_out(node.then, here & holds, counts, S, n)
-    _share_out(node.other, here & ~holds, counts, S, n)
+    yield from _shared_out(node.then, (*path, True), here & holds, S, n)
+    yield from _shared_out(node.other, (*path, False), here & ~holds, S, n)
+
+
+@lru_cache(maxsize=2)
+def holding(every: tuple[Test, ...], domain: Domain) -> UInt64[np.ndarray, "tests C"]:
+    """Of which of the draws of each mixture these tests hold: a bit for each."""
+    return np.stack([_holds(test, domain.symbols, domain.lengths[1]) for test in every])
 
 
 def apart(x: Any, S: int, n: int) -> tuple[Any, Any, Any]:
