@@ -50,18 +50,18 @@ def _equal_neighbours(domain: Domain, rng: np.random.Generator, count: int, n: i
     return x, said[(x[:, 1:] == x[:, :-1]).any(1).astype(int)]
 
 
-def _exactly_two(domain: Domain, rng: np.random.Generator, count: int, n: int):
-    said, symbol = _two(domain, rng), rng.integers(domain.symbols)
+def _more_of_one(domain: Domain, rng: np.random.Generator, count: int, n: int):
+    said, (one, other) = _two(domain, rng), rng.permutation(domain.symbols)[:2]
     x = _uniform(domain, rng, count, n)
-    x[::2] = np.where(rng.random((len(x[::2]), n)) < 0.25, symbol, x[::2])
-    return x, said[((x == symbol).sum(1) == 2).astype(int)]
+    x[::2] = np.where(rng.random((len(x[::2]), n)) < 0.5, rng.choice([one, other], (len(x[::2]), n)), x[::2])
+    return x, said[((x == one).sum(1) > (x == other).sum(1)).astype(int)]
 
 
 OTHER_TASKS: Mapping[str, Draw] = {
     "the first symbol is the last": _same_ends,
     "half of the symbols are frequent": _half_of_the_symbols,
     "two neighbours are equal": _equal_neighbours,
-    "exactly two of a symbol": _exactly_two,
+    "more of one symbol than of another": _more_of_one,
 }
 
 
