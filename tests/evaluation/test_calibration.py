@@ -46,6 +46,17 @@ def test_platt_with_the_share_of_views():
     assert "share" not in against  # agreement never counts against a reply
 
 
+def test_what_a_reranker_thinks_counts_where_it_tells():
+    rng = np.random.default_rng(0)
+    probabilities, fits = rng.uniform(0.05, 0.95, 8000), rng.normal(0, 4, 8000)
+    chance = 1 / (1 + np.exp(-(np.log(probabilities / (1 - probabilities)) + 0.5 * fits)))
+    fit = fit_platt(probabilities.tolist(), rng.random(8000) < chance, fits=fits.tolist())
+    assert fit["slope"] == pytest.approx(1, abs=0.1) and fit["fit"] == pytest.approx(0.5, abs=0.05) and "share" not in fit
+    sure, unsure, unknown = (apply_calibration({"chart": fit}, "chart", 0.5, 1.0, x) for x in (4.0, -4.0, None))
+    assert sure > 0.8 > unknown > 0.4 > unsure
+    assert "fit" not in fit_platt(probabilities.tolist(), rng.random(8000) < 1 - chance, fits=fits.tolist())
+
+
 def test_training_targets_stand_in_for_numbers_of_tests_that_are_not_held_out(zoo):
     train = pick(zoo, "train")
     one, two = (np.array([i for i in train if zoo.truths[i]["ifs"] == n]) for n in (1, 2))

@@ -1,6 +1,7 @@
 """A reranker: free of gauge and of names, trained to tell charts apart, resumed after a kill, and asked in the second look."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -15,13 +16,14 @@ from weight_oracle.evaluation.subjects import encode
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.contrasts import Batches, Contrasts, contrasts_of
 from weight_oracle.oracle.data import pick
+from weight_oracle.oracle.generate import Reply
 from weight_oracle.oracle.nearby import nearby
-from weight_oracle.oracle.reconsider import Considered, Expectation
+from weight_oracle.oracle.reconsider import Considered, Expectation, best_fit, consider
 from weight_oracle.oracle.reranker import Reranker, log_shares, responses_of
 from weight_oracle.oracle.train import TrainConfig, train
 from weight_oracle.oracle.train_reranker import RerankerConfig, go_on_from, train_reranker
 from weight_oracle.targets.stack import stack_targets
-from weight_oracle.truth.canonical import split_of
+from weight_oracle.truth.canonical import canonical, split_of
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.edits import Addition, changes, every_test
 from weight_oracle.truth.flowchart import n_ifs
@@ -251,6 +253,37 @@ def test_the_second_look_listens_to_it(straight, zoo, monkeypatch):
     encoded.read.clear()
     plain = replace(encoded, responses=None, read={})
     assert oracle.considered(plain).fit is None
+
+
+def test_where_the_fit_is_in_doubt_others_nearby_are_compared(straight, zoo, monkeypatch):
+    oracle = Oracle.from_pretrained(straight, anyway=True)
+    expectation = {"tests": {name: 0.25 for name in ("has", "first", "last", "at 2")}, "trust": 50.0}
+    oracle.card["calibration"] = {"expectation": expectation}
+    encoded = oracle.encode(zoo.target(zoo.truths[pick(zoo, "train")[0]]["index"]))
+    monkeypatch.setattr(Oracle, "charts_said", lambda *_: [Reply("if has a: say p else: say q", 0.5)])
+    calls = []
+    near = lambda *about: calls.append(about[2]) or nearby(*about)  # noqa: E731
+    monkeypatch.setattr("weight_oracle.oracle.reconsider.nearby", near)
+
+    def found(doubt):
+        encoded.read.clear()
+        expectation["doubt"] = doubt
+        return oracle.considered(encoded), oracle._best_fit(encoded)
+
+    said_chart = parse("if has a: say p else: say q")
+    (plain, said), (sure, also) = found(None), found(-1e6)
+    assert not calls and sure.charts == plain.charts and said == also
+    (more, best) = found(1e6)
+    assert 2 <= len(calls) <= 3 and calls[0] in plain.charts  # the two best, and the best of all those once more
+    assert more.charts[: len(plain.charts)] == plain.charts and len({*more.charts}) == len(more.charts) > len(plain.charts)
+    assert all(canonical(chart, DOMAIN) == chart and n_ifs(chart) >= 1 for chart in more.charts)
+    assert (
+        more.best().fit >= plain.best().fit
+        and best == more.best().fit
+        and said == pytest.approx(float(plain.fit[plain.charts.index(said_chart)]), abs=1e-5)
+    )
+    alone = consider(oracle.model, oracle.codec, encoded.tokens, encoded.views, oracle.charts_said(encoded), oracle.expectation, DOMAIN, 6)
+    assert alone.fit is None and math.isnan(best_fit(None, [], None, 1e6, DOMAIN, lambda: None))
 
 
 def test_an_oracle_that_goes_on_leaves_it_out(straight, nano_zoo, tmp_path):
