@@ -6,7 +6,8 @@ weights; what charts are like shows in the frequencies of their tests. Where it 
 gap in its training, and is given back: p(chart | weights) times p(chart) by frequency over p(chart) as expected, which is Bayes' rule for
 a prior that has changed. Charts that differ from the replies in one test are compared so, by their likelihoods under a few renamings.
 Nothing here knows the splits, and only weights are looked at: the target is not run. Where the oracle has a reranker, the likeliest of them
-are compared by it too (`oracle.reranker`), which counts as its calibration says.
+are compared by it too (`oracle.reranker`), which counts as its calibration says; and where it doubts the best, others nearby are looked for
+(`oracle.nearby`).
 """
 
 import math

@@ -9,6 +9,7 @@ import numpy as np
 
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.flowchart import FlowChart, If, Say, Test, mentioned_symbols
+from weight_oracle.truth.triggers import KINDS as PATTERNS
 
 TWICE = 0.3  # share of the charts that are edited twice
 # of a test, its kind; its symbol; of a leaf, its answer; a test less; and else a test more
@@ -73,10 +74,11 @@ def _edited(chart: FlowChart, options: Sequence[tuple[str, int]], domain: Domain
 
 
 def every_test(options: Iterable[tuple[str, int]], domain: Domain) -> list[Test]:
-    """All tests of these kinds and numbers, none of them patterns."""
+    """All tests of these kinds and numbers, but for patterns."""
     symbols = range(domain.symbols)
     pairs = [(a, b) for a in symbols for b in symbols if a != b]
-    return [Test(kind, named, n) for kind, n in options for named in (pairs if kind == "before" else [(s,) for s in symbols])]
+    named = lambda kind: pairs if kind == "before" else [(s,) for s in symbols]  # noqa: E731
+    return [Test(kind, some, n) for kind, n in options if kind not in PATTERNS for some in named(kind)]
 
 
 def changes(chart: FlowChart, every: Sequence[Test], domain: Domain) -> set[FlowChart]:
