@@ -44,10 +44,15 @@ def commands(card: dict, name: str = "ORACLE") -> list[str]:
     given += [f"--start {start}"] * bool("after" in card)
     what = ["scale", *training["recipes"], "--out", out] if scaled else ["train", training["zoo"], out]
     done.append(" ".join(["weight-oracle", *what, *given]))
-    if reranker:
-        training = reranker["training"]
+    rerankers = []
+    while reranker:
+        rerankers.append(reranker["training"])
+        reranker = reranker.get("after")
+    for number, training in enumerate(reversed(rerankers), 1):
         given = _options(training, RerankerConfig("", "", ""))
-        done.append(" ".join(["weight-oracle train-reranker", out, training["zoo"], name, *given]))
+        new = name if number == len(rerankers) else f"RERANKED-{number}"
+        done.append(" ".join(["weight-oracle train-reranker", out, training["zoo"], new, *given]))
+        out = new
     return done
 
 

@@ -92,9 +92,11 @@ def main() -> None:
         print(f"{args.oracle}: signs of familiarity weigh {', '.join(f'{w:.2f}' for w in found['weights'])}; limit {found['limit']:.3f}")
         return
     found = recalibrate(args.oracle, args.zoos, args.targets, args.seed, args.probabilities_only)
-    gap, familiar = found["gap"], found["familiarity"]
-    print(f"{args.oracle}: calibrated on {found['targets']:,} targets; gap {gap['nats']:.2f} [{gap['low']:.2f}, {gap['high']:.2f}] nats")
-    print(f"signs of familiarity weigh {', '.join(f'{w:.2f}' for w in familiar['weights'])}; limit {familiar['limit']:.3f}")
+    gap = found.get("gap")
+    sight = f"; gap {gap['nats']:.2f} [{gap['low']:.2f}, {gap['high']:.2f}] nats" if gap else ""
+    print(f"{args.oracle}: calibrated on {found['targets']:,} targets{sight}")
+    if familiar := found.get("familiarity"):
+        print(f"signs of familiarity weigh {', '.join(f'{w:.2f}' for w in familiar['weights'])}; limit {familiar['limit']:.3f}")
 
 
 if __name__ == "__main__":

@@ -301,7 +301,9 @@ def test_one_goes_on_from_the_reranker_of_an_oracle(config, straight, tmp_path):
     with torch.inference_mode():
         assert torch.allclose(new.eval()(*told, *SIZE), plain.eval()(*told, *SIZE), atol=1e-5)
     on = train_reranker(replace(config, oracle=str(straight), out=str(tmp_path / "on"), steps=1, lr=1e-6, warmup=0, go_on=True))
-    moved = Oracle.from_pretrained(on, anyway=True).model.reranker
+    again = Oracle.from_pretrained(on, anyway=True)
+    moved, card = again.model.reranker, again.card["reranker"]
+    assert card["training"]["go_on"] and card["after"]["training"]["steps"] == 60
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(old.parameters(), moved.parameters(), strict=True))
     with pytest.raises(UserError, match="no reranker to go on from"):
         train_reranker(replace(config, out=str(tmp_path / "none"), go_on=True))

@@ -127,7 +127,8 @@ def train_reranker(
     trainer.can_return_loss = True  # without labels
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last if config.resume else None)
-    with_reranker(oracle, reranker, _card(config, zoos, sum(len(part) for part in train))).save_pretrained(out)
+    before = {"after": oracle.card["reranker"]} if config.go_on else {}
+    with_reranker(oracle, reranker, before | _card(config, zoos, sum(len(part) for part in train))).save_pretrained(out)
     return out
 
 
