@@ -213,9 +213,11 @@ def trust_of(
             about.append((subjects, [(one.subject, said) for one, said in zip(asked, under_views(subjects, asked, progress), strict=True)]))
 
     def compared(expectation: Expectation) -> list[tuple[Considered, Bool[Tensor, " n"]]]:
-        done = []
+        done, total = [], sum(len(replies) for _, replies in about)
         for subjects, replies in about:
             for subject, said in replies:
+                if progress:
+                    progress("weighing a reranker", len(done), total)
                 if (found := reconsidered(replace(subjects, expectation=expectation), subject, said)) is not None:
                     truth = [subjects.facts[subject].chart] * len(found.charts)
                     done.append((found, torch.from_numpy(chart_scores(truth, found.charts, subjects.domain)["same_99"] > 0)))
