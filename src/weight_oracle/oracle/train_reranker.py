@@ -87,6 +87,10 @@ def train_reranker(
     for zoo in zoos:
         if not reads.reads(zoo.recipe.domain):
             raise UserError(f"holds targets that {config.oracle} does not read", where=str(zoo.path), hint="give zoos of its domain")
+    set_seed(config.seed)
+    reranker = Reranker(config.width, config.rounds, _DROPOUT, config.twice)
+    if config.go_on:
+        go_on_from(oracle.model.reranker, reranker, config.oracle)
     about = config.seed, stage
     train, held = (
         [
@@ -102,10 +106,6 @@ def train_reranker(
         if not any(len(part) for part in parts):
             what = f"no target of the {split} split has learned a chart without patterns"
             raise UserError(what, where=", ".join(str(zoo.path) for zoo in zoos), hint="build more targets")
-    set_seed(config.seed)
-    reranker = Reranker(config.width, config.rounds, _DROPOUT, config.twice)
-    if config.go_on:
-        go_on_from(oracle.model.reranker, reranker, config.oracle)
     data = Batches(train, config.steps, config.batch, config.charts, config.seed)
     check = Batches(held, max(1, HELD // config.batch), config.batch, config.charts, config.seed + 1)
     arguments = arguments_of(
