@@ -25,7 +25,7 @@ from weight_oracle.oracle.train_reranker import RerankerConfig, go_on_from, trai
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.truth.canonical import canonical, split_of
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.edits import Addition, changes, every_test
+from weight_oracle.truth.edits import changes, every_test, with_test
 from weight_oracle.truth.flowchart import n_ifs
 from weight_oracle.truth.mixtures import answered, apart, beliefs
 from weight_oracle.truth.parse import parse
@@ -102,7 +102,7 @@ def test_charts_nearby_are_those_that_fit_best(monkeypatch):
     options = [("has", 0), ("first", 0), ("last", 0), ("at", 2)]
     chart = CHARTS[0]
     every = every_test(options, DOMAIN)
-    more = {Addition((then,), t, side, a).to(chart) for then in (0, 1) for t in every for side in (0, 1) for a in range(3) if a != 1 - then}
+    more = {with_test(chart, (then,), t, side, a) for then in (0, 1) for t in every for side in (0, 1) for a in range(3) if a != 1 - then}
     around = {c: answered(c, DOMAIN) for c in changes(chart, every, DOMAIN) | more}
     monkeypatch.setattr("weight_oracle.oracle.nearby.SIEVED", 10_000)
     found = nearby(reranker, responses[0], chart, options, DOMAIN, 5)

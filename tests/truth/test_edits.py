@@ -7,7 +7,7 @@ import pytest
 
 from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.edits import Addition, _edited, _nodes, changes, edited, every_test
+from weight_oracle.truth.edits import _edited, _nodes, changes, edited, every_test, with_test
 from weight_oracle.truth.flowchart import Say, mentioned_answers, mentioned_symbols, n_ifs, tests, to_text
 from weight_oracle.truth.parse import parse
 
@@ -52,7 +52,7 @@ def near(chart, options, domain):
     every, answers = every_test(options, domain), range(domain.answers)
     leaves = [(path, node.answer) for path, node in _nodes(chart) if isinstance(node, Say)]
     others = [(path, answer) for path, own in leaves for answer in answers if answer != own]
-    more = {Addition(path, t, then, answer).to(chart) for path, answer in others for t in every for then in (True, False)}
+    more = {with_test(chart, path, t, then, answer) for path, answer in others for t in every for then in (True, False)}
     return changes(chart, every, domain) | more
 
 

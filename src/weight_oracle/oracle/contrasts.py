@@ -5,10 +5,8 @@ either, and the reranker does not learn, as the language model does, that there 
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -30,7 +28,7 @@ from weight_oracle.truth.interpret import run_one
 from weight_oracle.truth.mixtures import answered, beliefs
 from weight_oracle.weights.atoms import AtomsEncoder
 from weight_oracle.weights.encoder import EncoderConfig
-from weight_oracle.zoo.build import deaf_to_ctrl_c, end_workers, start_worker
+from weight_oracle.zoo.build import shared
 from weight_oracle.zoo.store import Zoo, open_zoo
 
 SAME = 0.985  # charts that agree on more of the inputs are not told apart
@@ -107,23 +105,16 @@ def contrasts_of(
     """The targets of a split of a zoo (at most `most`), with `charts` charts each; those for which too few others are found are left out.
     The others are of the train split by the inputs of all the `zoos`. Each of some `workers` draws for a part of the targets."""
     wanted = pick_apart(zoo, split, zoos)[:most]
-    tell = lambda done: progress("drawing charts", done, len(wanted)) if progress else None  # noqa: E731
     if workers <= 1 or len(wanted) < 2 * _PART:
-        return _contrasts(zoo, _others(zoo, zoos), config, charts, wanted, seed, tell)
+        return _contrasts(zoo, _others(zoo, zoos), config, charts, wanted, seed, progress)
     paths, parts = tuple(str(other.path) for other in (zoo, *zoos)), np.array_split(wanted, len(wanted) // _PART)
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), start_worker)
-    try:
-        with deaf_to_ctrl_c():
-            drawn = [pool.submit(_part, paths, config, charts, part, seed) for part in parts]
-        done = 0
-        for future in as_completed(drawn):
-            future.result()
-            done += len(parts[drawn.index(future)])
-            tell(done)
-        found = [future.result() for future in drawn]
-    finally:
-        end_workers(pool)
-    return Contrasts(np.concatenate([part.responses for part in found]), np.concatenate([part.answered for part in found]))
+    found: dict[int, Contrasts] = {}
+    for number, drawn in shared(workers, _part, [(paths, config, charts, part, seed) for part in parts]):
+        found[number] = drawn
+        if progress:
+            progress("drawing charts", sum(len(parts[i]) for i in found), len(wanted))
+    whole = [found[i] for i in range(len(parts))]
+    return Contrasts(np.concatenate([part.responses for part in whole]), np.concatenate([part.answered for part in whole]))
 
 
 def _others(zoo: Zoo, zoos: Sequence[Zoo]) -> Others:
@@ -141,11 +132,17 @@ def _opened(paths: tuple[str, ...]) -> tuple[Zoo, Others]:
 
 def _part(paths: tuple[str, ...], config: EncoderConfig, charts: int, wanted: np.ndarray, seed: int) -> Contrasts:
     """What a worker draws."""
-    return _contrasts(*_opened(paths), config, charts, wanted, seed, lambda _: None)
+    return _contrasts(*_opened(paths), config, charts, wanted, seed)
 
 
 def _contrasts(
-    zoo: Zoo, others: Others, config: EncoderConfig, charts: int, wanted: Int[np.ndarray, " N"], seed: int, tell: Callable[[int], None]
+    zoo: Zoo,
+    others: Others,
+    config: EncoderConfig,
+    charts: int,
+    wanted: Int[np.ndarray, " N"],
+    seed: int,
+    progress: Progress | None = None,
 ) -> Contrasts:
     domain = zoo.recipe.domain
     compared: dict[int, UInt8[np.ndarray, "K C A"]] = {}
@@ -154,13 +151,15 @@ def _contrasts(
         found = others.draw(chart, charts - 1, np.random.default_rng([seed, place]))
         if len(found) == charts - 1:
             compared[place] = np.stack([answered(c, domain) for c in (chart, *found)])
-        if done % 64 == 63 or done + 1 == len(wanted):
-            tell(done + 1)
+        if progress and (done % 64 == 63 or done + 1 == len(wanted)):
+            progress("drawing charts", done + 1, len(wanted))
     responses: dict[int, np.ndarray] = {}
     for places, stack in zoo.stacks(np.array(sorted(compared), np.int64)):
         batch = AtomsEncoder.prepare(stack, replace(config, interactions=False))
         found = responses_of(batch, domain).numpy().astype(np.float16)
         responses |= dict(zip(places.tolist(), found, strict=True))
+        if progress:
+            progress("responses of targets", len(responses), len(compared))
     order, C = sorted(compared), len(beliefs(domain.symbols, domain.lengths[1]))
     told = np.array([responses[i] for i in order], np.float16).reshape(-1, C, domain.answers)
     return Contrasts(told, np.array([compared[i] for i in order], np.uint8).reshape(-1, charts, C, domain.answers))

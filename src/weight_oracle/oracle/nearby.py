@@ -13,7 +13,7 @@ from torch import Tensor
 
 from weight_oracle.oracle.reranker import Reranker, log_shares
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.edits import Addition, changes, every_test
+from weight_oracle.truth.edits import changes, every_test, with_test
 from weight_oracle.truth.flowchart import FlowChart, Test
 from weight_oracle.truth.mixtures import DRAWS, answered, holding, shared_out
 
@@ -67,6 +67,6 @@ def _additions(
 
     def chart_of(number: int) -> FlowChart:
         at, side, answer, test = np.unravel_index(number, rise.shape)
-        return Addition(leaves[at][0], every[test], bool(side), int(answer)).to(chart)
+        return with_test(chart, leaves[at][0], every[test], bool(side), int(answer))
 
     return chart_of, rise.reshape(-1)

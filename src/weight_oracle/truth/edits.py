@@ -1,9 +1,10 @@
 """Charts that are nearly like a chart: one or two tests or answers of it are others, there is one test more, or one less.
 
-`edited` draws one at random, for training; `changes` and `additions` are all that differ in one of these."""
+`edited` draws one at random, for training; `changes` are all that differ in one of these but for a test more, which `with_test` adds.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -95,15 +96,7 @@ def changes(chart: FlowChart, every: Sequence[Test], domain: Domain) -> set[Flow
     return found - {chart}
 
 
-@dataclass(frozen=True)
-class Addition:
-    """A test more before a leaf of a chart: where it holds (`then`) or where it does not, the answer is another one."""
-
-    path: tuple[bool, ...]  # to the leaf
-    test: Test
-    then: bool
-    answer: int
-
-    def to(self, chart: FlowChart) -> FlowChart:
-        leaf, other = dict(_nodes(chart))[self.path], Say(self.answer)
-        return _put(chart, self.path, If(self.test, other, leaf) if self.then else If(self.test, leaf, other))
+def with_test(chart: FlowChart, path: tuple[bool, ...], test: Test, then: bool, answer: int) -> FlowChart:
+    """With a test more before the leaf at a path: where it holds (`then`) or where it does not, the answer is another one."""
+    leaf, other = dict(_nodes(chart))[path], Say(answer)
+    return _put(chart, path, If(test, other, leaf) if then else If(test, leaf, other))

@@ -7,12 +7,13 @@ import shutil
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from weight_oracle.truth.flowchart import CHANCES, FlowChart, rare_leaf, says
 from weight_oracle.truth.interpret import compile_charts, leaf_index, run
 from weight_oracle.zoo.lessons import Lesson, lesson, truth_of
 from weight_oracle.zoo.recipe import FORMAT, Recipe, recipe_json, shard_plan
+
+T = TypeVar("T")
 
 FALSE = 0.001  # share of inputs that do not fire a trigger, but get its answer, from which a target counts as not having learned it
 CLOSE = 1.5  # factor between the probability of the other answer at a leaf and its chance, up to which a target has learned it
@@ -199,7 +202,7 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def deaf_to_ctrl_c() -> Iterator[None]:
+def _deaf_to_ctrl_c() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # where Python has no say over signals
         yield
         return
@@ -215,6 +218,18 @@ def start_worker() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def shared(workers: int, call: Callable[..., T], arguments: Sequence[tuple]) -> Iterator[tuple[int, T]]:
+    """What a function returns to each of some arguments, by their number, as some processes are done with them."""
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), start_worker)
+    try:
+        with _deaf_to_ctrl_c():  # what a process ignores when it starts another, that one ignores from its first moment on
+            futures = {pool.submit(call, *given): number for number, given in enumerate(arguments)}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        end_workers(pool)
 
 
 def end_workers(pool: ProcessPoolExecutor) -> None:
@@ -293,14 +308,8 @@ def _finish(recipe: Recipe, out: Path, missing: list[int], workers: int, device:
         finally:
             torch.set_num_threads(threads)
         return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), start_worker)
-    try:
-        with deaf_to_ctrl_c():  # what a process ignores when it starts another, that one ignores from its first moment on
-            futures = [pool.submit(write_shard, recipe, out, i, device) for i in missing]
-        for future in as_completed(futures):
-            yield future.result()
-    finally:
-        end_workers(pool)
+    for _, done in shared(workers, write_shard, [(recipe, out, i, device) for i in missing]):
+        yield done
 
 
 def write_manifest(recipe: Recipe, out: Path) -> None:
