@@ -153,11 +153,13 @@ class TrainReranker(Command):
     batch: Annotated[int, arg(help="Targets in a step.")] = 24
     charts: Annotated[int, arg(metavar="N", help="Charts that are compared for each target in a step, its own among them.")] = 6
     drawn: Annotated[int, arg(metavar="N", help="Charts that are drawn for each target.")] = 15
+    hard: Annotated[int, arg(metavar="N", help="Of these, charts near the right one that the oracle's denoiser finds.")] = 0
     lr: Annotated[float, arg(help="Peak learning rate.")] = 3e-3
     warmup: Annotated[int, arg(metavar="N", help="Steps in which the rate rises.")] = 50
     width: Annotated[int, arg(metavar="W", help="Numbers that are kept of every cell.")] = 24
     rounds: Annotated[int, arg(metavar="N", help="How often cells hear of each other.")] = 2
     twice: Annotated[bool, arg(help="Compare also what is made of two symbols that are put at two places.")] = True
+    denoises: Annotated[bool, arg(help="Train a denoiser too, by which charts are found that were not said.")] = True
     go_on: Annotated[bool, arg(help="Begin with the reranker that the oracle has.")] = False
     targets: Annotated[Count, arg(help="Use only so many targets of each zoo. Default: all that learned.")] = None
     workers: Annotated[int, arg(metavar="W", help="Processes that draw charts.")] = 1

@@ -11,7 +11,7 @@ from weight_oracle.errors import UserError
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.generate import Reply, generate, likelihood
 from weight_oracle.oracle.grammar import ChartConstraint, Limits
-from weight_oracle.oracle.reconsider import Considered, Expectation, candidates, consider, frequencies, label, variants
+from weight_oracle.oracle.reconsider import Considered, Expectation, candidates, charts_of, consider, frequencies, label, variants
 from weight_oracle.oracle.views import draw_views
 from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import Domain
@@ -43,13 +43,13 @@ def test_variants_change_or_drop_one_test():
 def test_candidates_are_canonical_short_and_start_with_what_was_said():
     said = [Reply("if has b: if has b: say p else: say q else: say r", 0.4), Reply("nonsense", 0.9), Reply("say q", 0.1)]
     expectation = Expectation({label(t): 0.2 for t in tests(parse("if first is a: say p else: if count a >= 2: say q else: say r"))})
-    found = candidates(said, expectation, DOMAIN, 4)
+    found = candidates(charts_of(said, DOMAIN), expectation, DOMAIN, 4)
     assert [text(c) for c in found[:2]] == ["if has b: say p else: say r", "say q"]
     assert all(canonical(c, DOMAIN) == c for c in found) and len(set(found)) == len(found)
     assert {"if first is b: say p else: say r", "if count b >= 2: say p else: say r"} <= {text(c) for c in found}
     long = [Reply("if has a: say p else: if has b: say q else: say r", 1.0)]
-    assert all(n_ifs(c) <= 1 for c in candidates(long, expectation, DOMAIN, 1)[1:])
-    assert candidates([Reply("nonsense", 1.0)], expectation, DOMAIN, 4) == []
+    assert all(n_ifs(c) <= 1 for c in candidates(charts_of(long, DOMAIN), expectation, DOMAIN, 1)[1:])
+    assert candidates(charts_of([Reply("nonsense", 1.0)], DOMAIN), expectation, DOMAIN, 4) == []
 
 
 def test_a_gap_is_what_expectation_lacks_of_frequency():
@@ -98,6 +98,36 @@ def test_likelihood_is_the_probability_of_a_generated_reply(make_model, codec, p
     mixed = likelihood(model, codec, tokens, "does order matter?", ["yes", "a b c", "no"])
     alone = [likelihood(model, codec, tokens[i : i + 1], "does order matter?", [t]) for i, t in enumerate(("yes", "a b c", "no"))]
     assert torch.allclose(mixed, torch.cat(alone), atol=1e-4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("injection", ["prefix", "residual"])
+def test_many_answers_are_as_likely_as_each_alone(make_model, codec, population, injection):
+    """Whether the rows are prefilled once for several answers or not, and where answers are longer than the weight tokens."""
+    model = make_model(injection)
+    tokens = model.weight_tokens(population(model).take(range(2)), model.name_tokens(codec))
+    texts = ["yes", "if has a: say p else: if first is b: say q else: if last is c: say r else: say p", "a b c"]
+    assert max(len(codec.answer(text)) for text in texts) > tokens.shape[1]
+    for blind in (False, True):
+        found = likelihood(model, codec, tokens, "does order matter?", texts * 2, blind, each=3).view(2, 3)
+        alone = [[likelihood(model, codec, tokens[i : i + 1], "does order matter?", [t], blind) for t in texts] for i in range(2)]
+        assert torch.allclose(found, torch.tensor(alone), atol=1e-4) and (found[0] != found[1]).any() != blind
+        whole = _whole(model, codec, tokens, "does order matter?", texts[1], blind)
+        assert torch.allclose(found[:, 1], whole, atol=1e-4)
+
+
+def _whole(model, codec, tokens, question, answer, blind):
+    """Without a cache: one pass over everything."""
+    asked, said = codec.question(question), codec.answer(answer)
+    ids = torch.tensor([asked + said]).expand(len(tokens), -1)
+    seen = torch.ones(len(tokens), tokens.shape[1] + ids.shape[1], dtype=torch.long)
+    seen[:, : tokens.shape[1]] = int(not blind)
+    with model.injected(tokens, blind):
+        embeds = torch.cat([model.prefix(tokens), model.backbone.get_input_embeddings()(ids)], 1)
+        places = torch.arange(seen.shape[1]).expand_as(seen)
+        logits = model.backbone(inputs_embeds=embeds, attention_mask=seen, position_ids=places, use_cache=False).logits
+    logs = logits[:, -len(said) - 1 : -1].log_softmax(-1)
+    return logs.gather(2, torch.tensor(said).expand(len(tokens), -1)[..., None])[..., 0].sum(1)
 
 
 @torch.inference_mode()

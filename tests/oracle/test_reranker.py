@@ -14,12 +14,13 @@ from weight_oracle.errors import UserError
 from weight_oracle.evaluation.calibration import doubt_of, fit_trust
 from weight_oracle.evaluation.subjects import encode
 from weight_oracle.oracle.ask import Oracle
-from weight_oracle.oracle.contrasts import Batches, Contrasts, contrasts_of
+from weight_oracle.oracle.contrasts import Batches, Contrasts, Hard, contrasts_of
 from weight_oracle.oracle.data import pick
+from weight_oracle.oracle.denoiser import Denoiser, divergence, misread
 from weight_oracle.oracle.generate import Reply
-from weight_oracle.oracle.nearby import nearby
+from weight_oracle.oracle.nearby import better, nearby
 from weight_oracle.oracle.reconsider import Considered, Expectation, best_fit, consider
-from weight_oracle.oracle.reranker import Reranker, log_shares, responses_of
+from weight_oracle.oracle.reranker import Reranker, responses_of
 from weight_oracle.oracle.train import TrainConfig, train
 from weight_oracle.oracle.train_reranker import RerankerConfig, go_on_from, train_reranker
 from weight_oracle.targets.stack import stack_targets
@@ -32,6 +33,7 @@ from weight_oracle.truth.parse import parse
 from weight_oracle.weights.atoms import AtomsEncoder
 from weight_oracle.weights.encoder import EncoderConfig
 from weight_oracle.weights.symmetry.scramble import scramble
+from weight_oracle.zoo.build import can_compile
 
 DOMAIN = Domain(4, 3, (2, 3))
 SIZE = DOMAIN.symbols, DOMAIN.lengths[1]
@@ -46,19 +48,33 @@ def tables(seed=0, targets=2):
     return responses, counts.expand(targets, *counts.shape)
 
 
-def a_reranker():
+def a_reranker(denoises=False):
     torch.manual_seed(0)
-    reranker = Reranker(8, 2, twice=True)
+    reranker = Reranker(8, 2, twice=True, denoises=denoises)
     nn.init.normal_(reranker.add_twice.weight)  # which adds nothing as it is made
+    for part in (reranker.of_denoised, reranker.twice_of_denoised) if denoises else ():
+        nn.init.normal_(part.weight)
     return reranker.eval()
+
+
+def fits(reranker, responses, counts):
+    return reranker(responses, reranker.denoise(responses, *SIZE), counts, *SIZE)
+
+
+def renamed(x, symbols, answers):
+    placed, pairs, both = apart(x, *SIZE)
+    placed = placed.index_select(-4, symbols).index_select(-3, symbols).flatten(-5, -2)
+    pairs = pairs.index_select(-3, symbols).index_select(-2, symbols).flatten(-4, -2)
+    both = both.index_select(-4, symbols).index_select(-3, symbols).flatten(-4, -2)
+    return torch.cat([placed, pairs, both], -2).index_select(-1, answers)
 
 
 @torch.inference_mode()
 def test_it_compares_each_target_with_each_of_its_charts(monkeypatch):
-    reranker, (responses, counts) = a_reranker(), tables()
-    found = reranker(responses, counts, *SIZE)
+    reranker, (responses, counts) = a_reranker(denoises=True), tables()
+    found = fits(reranker, responses, counts)
     assert found.shape == (2, len(CHARTS)) and found.std(1).min() > 1e-3
-    alone = reranker(responses[1:], counts[1:, 2:3], *SIZE)
+    alone = fits(reranker, responses[1:], counts[1:, 2:3])
     assert torch.allclose(alone[0, 0], found[1, 2], atol=1e-5)
     monkeypatch.setattr("weight_oracle.oracle.reranker._AT_ONCE", 3 * counts[0, 0].numel())  # a part of three, and what is left
     assert torch.allclose(reranker.compare(responses[1], counts[1], *SIZE), found[1], atol=1e-5)
@@ -67,53 +83,90 @@ def test_it_compares_each_target_with_each_of_its_charts(monkeypatch):
 @torch.inference_mode()
 def test_names_do_not_matter():
     """Symbols and answers in another order in both tables: the same fit; in one alone: another."""
-    reranker, (responses, counts) = a_reranker(), tables()
-    S, n, A = *SIZE, DOMAIN.answers
+    reranker, (responses, counts) = a_reranker(denoises=True), tables()
     symbols, answers = torch.tensor([2, 0, 3, 1]), torch.tensor([1, 2, 0])
-
-    def renamed(x):
-        placed, pairs, both = apart(x, S, n)
-        placed = placed.index_select(-4, symbols).index_select(-3, symbols).flatten(-5, -2)
-        pairs = pairs.index_select(-3, symbols).index_select(-2, symbols).flatten(-4, -2)
-        both = both.index_select(-4, symbols).index_select(-3, symbols).flatten(-4, -2)
-        return torch.cat([placed, pairs, both], -2).index_select(-1, answers)
-
-    found = reranker(responses, counts, *SIZE)
-    assert torch.allclose(reranker(renamed(responses), renamed(counts), *SIZE), found, atol=1e-5)
-    assert not torch.allclose(reranker(renamed(responses), counts, *SIZE), found, atol=1e-3)
-    assert renamed(responses).shape == responses.shape and A == 3
+    other = renamed(responses, symbols, answers)
+    found = fits(reranker, responses, counts)
+    assert torch.allclose(fits(reranker, other, renamed(counts, symbols, answers)), found, atol=1e-5)
+    assert not torch.allclose(fits(reranker, other, counts), found, atol=1e-3)
+    assert other.shape == responses.shape and not torch.allclose(reranker(responses, None, counts, *SIZE), found, atol=1e-3)
 
 
-def test_the_slope_of_the_fit_is_its_derivative():
-    reranker = a_reranker()
-    with torch.inference_mode():  # as where questions are answered
-        responses, counts = tables()
-        slope = reranker.slope(responses[0], counts[0, 1], *SIZE)
-        shares = log_shares(counts[0, 1])
-        step = 0.01 * slope / slope.norm()
-        fit = [reranker._fit(responses[:1], (shares + way * step)[None, None], *SIZE).item() for way in (1, -1)]
-    assert slope.shape == shares.shape and (fit[0] - fit[1]) / 0.02 == pytest.approx(slope.norm().item(), rel=0.02)
-    assert slope.requires_grad is False and all(p.grad is None for p in reranker.parameters())
+@torch.inference_mode()
+def test_names_do_not_matter_to_what_is_read():
+    """Symbols and answers in another order: what is read is in that order too; every sort of mixture is read in its own place."""
+    torch.manual_seed(0)
+    denoiser, responses = Denoiser().eval(), tables()[0]
+    nn.init.normal_(denoiser.add_twice.weight, std=0.1)
+    S, n = SIZE
+    symbols, answers = torch.tensor([2, 0, 3, 1]), torch.tensor([1, 2, 0])
+    found = denoiser(responses, S, n)
+    assert found.shape == responses.shape and torch.allclose(found.exp().sum(-1), torch.ones(found.shape[:2]), atol=1e-5)
+    again = denoiser(renamed(responses, symbols, answers), S, n)
+    assert torch.allclose(again, renamed(found, symbols, answers), atol=1e-4) and not torch.allclose(again, found, atol=1e-2)
+    # before it has learned anything, what it reads of a mixture is nearest to the response itself
+    parts = [part.flatten(1, -2) for part in apart(found - found.mean(-1, keepdim=True), S, n)]
+    told = [part.flatten(1, -2) for part in apart(responses - responses.mean(-1, keepdim=True), S, n)]
+    assert all(torch.corrcoef(torch.stack([x.flatten(), y.flatten()]))[0, 1] > 0.9 for x, y in zip(parts, told, strict=True))
 
 
-def test_charts_nearby_are_those_that_fit_best(monkeypatch):
-    """As if all neighbours had been compared; those that answer alike count once, and the chart itself is none of them."""
-    reranker, (responses, _) = a_reranker(), tables()
-    options = [("has", 0), ("first", 0), ("last", 0), ("at", 2)]
-    chart = CHARTS[0]
-    every = every_test(options, DOMAIN)
+def test_divergence_is_what_the_loss_is_made_of():
+    responses, counts = tables()
+    of = [divergence(responses[0].numpy(), row.numpy()) for row in counts[0]]
+    loss = [misread(responses[:1], row[None]).item() * len(row) for row in counts[0]]
+    truth = counts[0].double() / 64
+    by_torch = [torch.nn.functional.kl_div(responses[0].double(), row, reduction="sum").item() for row in truth]
+    assert of == pytest.approx(loss, rel=1e-4) and of == pytest.approx(by_torch, rel=1e-4) and min(of) > 1
+    same = (counts[0, 0].float() / 64).clamp(min=1e-9).log().numpy()
+    assert divergence(same, counts[0, 0].numpy()) == pytest.approx(0, abs=1e-3)
+
+
+OPTIONS = [("has", 0), ("first", 0), ("last", 0), ("at", 2)]
+
+
+def around(chart, most_ifs):
+    """All charts that one edit makes, with what they answer."""
+    every = every_test(OPTIONS, DOMAIN)
     more = {with_test(chart, (then,), t, side, a) for then in (0, 1) for t in every for side in (0, 1) for a in range(3) if a != 1 - then}
-    around = {c: answered(c, DOMAIN) for c in changes(chart, every, DOMAIN) | more}
-    monkeypatch.setattr("weight_oracle.oracle.nearby.SIEVED", 10_000)
-    found = nearby(reranker, responses[0], chart, options, DOMAIN, 5)
-    fits = {c: reranker.compare(responses[0], torch.from_numpy(around[c])[None], *SIZE).item() for c in around}
-    own = answered(chart, DOMAIN).tobytes()
-    distinct = {around[c].tobytes(): fits[c] for c in around if around[c].tobytes() != own}
-    assert len(found) == 5 and [fits[c] for c in found] == pytest.approx(sorted(distinct.values(), reverse=True)[:5], abs=1e-5)
-    assert len({around[c].tobytes() for c in found} | {own}) == 6
-    monkeypatch.setattr("weight_oracle.oracle.nearby.SIEVED", 20)
-    sieved = nearby(reranker, responses[0], chart, options, DOMAIN, 5)
-    assert len(sieved) == 5 and max(fits[c] for c in sieved) > np.median([*fits.values()])
+    return {c: answered(c, DOMAIN) for c in changes(chart, every, DOMAIN) | (more if n_ifs(chart) < most_ifs else set())}
+
+
+@pytest.mark.parametrize("most_ifs", [4, 1])
+def test_charts_nearby_come_in_the_order_of_their_divergence(most_ifs):
+    """As if each had been compared by itself; of those that answer alike one is given, and the chart itself is none of them."""
+    shares, chart = tables()[0][0].numpy(), CHARTS[0]
+    found = [*nearby(shares, chart, OPTIONS, DOMAIN, most_ifs)]
+    every, own = around(chart, most_ifs), answered(chart, DOMAIN).tobytes()
+    values = [divergence(shares, answered(c, DOMAIN)) for c in found]
+    distinct = {counts.tobytes(): divergence(shares, counts) for counts in every.values() if counts.tobytes() != own}
+    assert values == pytest.approx(sorted(distinct.values()), rel=1e-4) and len(found) == len(distinct) >= 15
+    assert {answered(c, DOMAIN).tobytes() for c in found} == {*distinct} and {*found} <= {*every}
+    differs = [np.abs(answered(c, DOMAIN).astype(int) - answered(chart, DOMAIN)).sum(1).mean() / 128 for c in found]
+    far = [*nearby(shares, chart, OPTIONS, DOMAIN, most_ifs, apart=sorted(differs)[9])]
+    assert far == [c for c, by in zip(found, differs, strict=True) if by > sorted(differs)[9]] and 0 < len(far) < len(found)
+
+
+@torch.inference_mode()
+def test_of_charts_nearby_those_are_taken_that_a_reranker_fits_best(monkeypatch):
+    reranker, (responses, _) = a_reranker(), tables()
+    shares, chart = responses[0].numpy(), CHARTS[0]
+    fit = lambda c: reranker.compare(responses[0], torch.from_numpy(answered(c, DOMAIN))[None], *SIZE).item()  # noqa: E731
+    monkeypatch.setattr("weight_oracle.oracle.nearby._SIEVED", 20)
+    found = better(reranker, responses[0], shares, chart, OPTIONS, DOMAIN, 4, 5)
+    looked = [*nearby(shares, chart, OPTIONS, DOMAIN, 4)][:20]
+    assert [fit(c) for c in found] == pytest.approx(sorted(map(fit, looked), reverse=True)[:5], abs=1e-5) and {*found} <= {*looked}
+    assert better(reranker, responses[0], shares, parse("say p"), [], Domain(4, 1, (2, 3)), 4, 5) == []
+
+
+def test_compiled_it_fits_the_same():
+    if not can_compile():
+        pytest.skip("torch.compile does not work here")
+    reranker, (responses, counts) = a_reranker(), tables()
+    plain = reranker.compare(responses[0], counts[0], *SIZE)
+    for _ in range(2):
+        reranker.hasten()
+    assert torch.allclose(reranker.compare(responses[0], counts[0], *SIZE), plain, atol=1e-4)
+    assert torch.allclose(reranker.compare(responses[0], counts[0, :1], *SIZE), plain[:1], atol=1e-4)
 
 
 @torch.inference_mode()
@@ -202,7 +255,7 @@ def test_it_learns_to_tell_charts_apart(config, straight):
     held = [line["eval_loss"] for line in losses if "eval_loss" in line]
     assert held[-1] < np.log(3) - 0.15 and len(held) == 3
     oracle = Oracle.from_pretrained(straight, anyway=True)
-    assert oracle.model.reranker is not None and oracle.model.config.reranker == {"width": 8, "rounds": 2, "twice": True}
+    assert oracle.model.reranker is not None and oracle.model.config.reranker == {"width": 8, "rounds": 2, "twice": True, "denoises": True}
     card = oracle.card["reranker"]
     assert card["training"]["steps"] == 60 and card["zoos"][0]["recipe"] == "nano" and "calibration" not in oracle.card
     assert not any(str(part) in json.dumps(card) for part in (config.out, config.zoo, config.oracle))
@@ -262,8 +315,8 @@ def test_where_the_fit_is_in_doubt_others_nearby_are_compared(straight, zoo, mon
     encoded = oracle.encode(zoo.target(zoo.truths[pick(zoo, "train")[0]]["index"]))
     monkeypatch.setattr(Oracle, "charts_said", lambda *_: [Reply("if has a: say p else: say q", 0.5)])
     calls = []
-    near = lambda *about: calls.append(about[2]) or nearby(*about)  # noqa: E731
-    monkeypatch.setattr("weight_oracle.oracle.reconsider.nearby", near)
+    near = lambda *about: calls.append(about[3]) or better(*about)  # noqa: E731
+    monkeypatch.setattr("weight_oracle.oracle.reconsider.better", near)
 
     def found(doubt):
         encoded.read.clear()
@@ -274,7 +327,7 @@ def test_where_the_fit_is_in_doubt_others_nearby_are_compared(straight, zoo, mon
     (plain, said), (sure, also) = found(None), found(-1e6)
     assert not calls and sure.charts == plain.charts and said == also
     (more, best) = found(1e6)
-    assert 2 <= len(calls) <= 3 and calls[0] in plain.charts  # the two best, and the best of all those once more
+    assert 2 <= len(calls) <= 4 and calls[0] in plain.charts  # the two best, and the best of all those up to twice more
     assert more.charts[: len(plain.charts)] == plain.charts and len({*more.charts}) == len(more.charts) > len(plain.charts)
     assert all(canonical(chart, DOMAIN) == chart and n_ifs(chart) >= 1 for chart in more.charts)
     assert (
@@ -286,6 +339,30 @@ def test_where_the_fit_is_in_doubt_others_nearby_are_compared(straight, zoo, mon
     assert alone.fit is None and math.isnan(best_fit(None, [], None, 1e6, DOMAIN, lambda: None))
 
 
+def test_hard_charts_are_near_the_right_one_and_diverge_least(straight, zoo, monkeypatch):
+    settings = EncoderConfig(symbols=DOMAIN.symbols, answers=DOMAIN.answers, lengths=DOMAIN.lengths, width=16, channels=8, latents=2)
+    hard = Hard(2, str(straight))
+    found = contrasts_of(zoo, [zoo], settings, charts=4, most=12, seed=0, hard=hard)
+    plain = contrasts_of(zoo, [zoo], settings, charts=4, most=12, seed=0)
+    assert len(found) >= 4 and found.answered.shape[1] == 4
+    assert all(row[0].tobytes() != other.tobytes() for row in found.answered for other in row[1:])
+
+    def apart_from_read(some):
+        read = hard.read(torch.from_numpy(some.responses).float(), DOMAIN).numpy()
+        return np.array([[divergence(shares, counts) for counts in row] for shares, row in zip(read, some.answered, strict=True)])
+
+    assert apart_from_read(found)[:, 1:3].mean() < apart_from_read(plain)[:, 1:].mean() - 1
+    with pytest.raises(UserError, match="has no reranker"):
+        contrasts_of(zoo, [zoo], settings, charts=4, most=12, seed=0, hard=Hard(2, "triggers"))
+
+
+def test_without_a_denoiser_there_are_no_hard_charts(config, straight, tmp_path):
+    old = train_reranker(replace(config, out=str(tmp_path / "old"), steps=1, warmup=0, denoises=False))
+    assert Oracle.from_pretrained(old, anyway=True).model.reranker.read(tables()[0][0], *SIZE) is None
+    with pytest.raises(UserError, match="no denoiser"):
+        train_reranker(replace(config, oracle=str(old), out=str(tmp_path / "hard"), hard=2))
+
+
 def test_an_oracle_that_goes_on_leaves_it_out(straight, nano_zoo, tmp_path):
     out = train(TrainConfig(str(nano_zoo), str(tmp_path / "on"), size="tiny", steps=1, batch=4, start=str(straight)))
     assert Oracle.from_pretrained(out, anyway=True).model.reranker is None
@@ -295,11 +372,11 @@ def test_one_goes_on_from_the_reranker_of_an_oracle(config, straight, tmp_path):
     """What the old one is not made for adds nothing at first: the new one begins as it is."""
     old = Oracle.from_pretrained(straight, anyway=True).model.reranker
     torch.manual_seed(3)
-    plain, new = Reranker(8, 2), Reranker(8, 2, twice=True)
+    plain, new = Reranker(8, 2), Reranker(8, 2, twice=True, denoises=True)
     go_on_from(plain, new, "there")
     told = tables()
     with torch.inference_mode():
-        assert torch.allclose(new.eval()(*told, *SIZE), plain.eval()(*told, *SIZE), atol=1e-5)
+        assert torch.allclose(fits(new.eval(), *told), fits(plain.eval(), *told), atol=1e-5)
     on = train_reranker(replace(config, oracle=str(straight), out=str(tmp_path / "on"), steps=1, lr=1e-6, warmup=0, go_on=True))
     again = Oracle.from_pretrained(on, anyway=True)
     moved, card = again.model.reranker, again.card["reranker"]
@@ -319,6 +396,8 @@ def test_one_goes_on_from_the_reranker_of_an_oracle(config, straight, tmp_path):
         ({"charts": 1}, "--charts 1"),
         ({"drawn": 2}, "--drawn 2"),
         ({"lr": 0.0}, "--lr 0"),
+        ({"hard": -1}, "--hard -1"),
+        ({"hard": 4}, "--hard 4"),
         ({"targets": 0}, "--targets 0"),
     ],
 )

@@ -25,9 +25,11 @@ from weight_oracle.truth.flowchart import FlowChart
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import CHANCE_KINDS, QUESTION_KINDS, TRIGGER_KINDS, phrasing
 from weight_oracle.truth.questions import WORKED_OUT, Balance, Question, argument_text, make_question, work_out
+from weight_oracle.zoo.build import can_compile
 from weight_oracle.zoo.store import Zoo
 
 BATCH = 128
+_MANY = 60  # targets for which it is worth to compile what compares charts
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +106,8 @@ def encode(
     Raises `UserError` for a zoo on another domain than the oracle's.
     """
     model.eval()
+    if model.reranker is not None and expectation.doubt is not None and len(wanted) >= _MANY and can_compile():
+        model.reranker.hasten()
     settings, domain = model.config.encoder_config, zoo.recipe.domain
     if not settings.reads(domain):
         what = f"its targets have {domain.symbols} symbols, {domain.answers} answers and inputs of {domain.lengths[0]}-{domain.lengths[1]}"

@@ -7,19 +7,22 @@ either, and the reranker does not learn, as the language model does, that there 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from jaxtyping import Float16, Int, UInt8
+from jaxtyping import Float, Float16, Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.ask import MAX_IFS
+from weight_oracle.oracle.bundle import load_oracle
 from weight_oracle.oracle.data import pick_apart
-from weight_oracle.oracle.reranker import responses_of
+from weight_oracle.oracle.nearby import nearby
+from weight_oracle.oracle.reranker import Reranker, responses_of
 from weight_oracle.truth.canonical import split_of
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.edits import edited
@@ -35,9 +38,34 @@ SAME = 0.985  # charts that agree on more of the inputs are not told apart
 _LEAST_ALIKE = 0.5, 0.8  # the others agree on at least so much of them, drawn between these
 _INPUTS = 1024  # of each length, to tell how much charts agree
 _TRIES = 240
+_LOOKED = 64  # charts near a target's own, at most, among which hard ones are looked for
 _PART = 256  # targets for which a worker draws at once
 _NOISE = 0.3  # most nats of it on a response
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Hard:
+    """So many of a target's charts are those near its own that diverge least from what an oracle's denoiser reads."""
+
+    number: int
+    oracle: str  # folder, or name of a bundled one: each worker loads it
+
+    @torch.inference_mode()
+    def read(self, responses: Float[Tensor, "B C A"], domain: Domain) -> Float[Tensor, "B C A"]:
+        """Log-shares, of some targets. Raises `UserError` for an oracle that reads none."""
+        read = _reranker(self.oracle).denoise(responses, domain.symbols, domain.lengths[1])
+        if read is None:
+            raise UserError("its reranker has no denoiser, which finds hard charts", where=self.oracle, hint="leave out --hard")
+        return read
+
+
+@lru_cache(maxsize=1)
+def _reranker(oracle: str) -> Reranker:
+    found = load_oracle(oracle, anyway=True).model.reranker
+    if found is None:
+        raise UserError("has no reranker", where=oracle, hint="leave out --hard")
+    return found
 
 
 @dataclass(frozen=True)
@@ -63,10 +91,11 @@ class Others:
         self.inputs = [rng.integers(0, self.domain.symbols, (_INPUTS, n), dtype=np.int8) for n in self.domain.all_lengths]
         self._trains = lru_cache(maxsize=1 << 16)(lambda chart: all(split_of(chart, domain) == "train" for domain in self.domains))
 
-    def draw(self, chart: FlowChart, n: int, rng: np.random.Generator) -> list[FlowChart]:
-        """At most `n` of them."""
-        answers, seen, found = self._answers(chart), {chart}, []
-        for _ in range(_TRIES):
+    def draw(self, chart: FlowChart, n: int, rng: np.random.Generator, first: Sequence[FlowChart] = ()) -> list[FlowChart]:
+        """At most `n` of them, beginning with the `first`."""
+        found = [*first]
+        answers, seen = self._answers(chart), {chart, *found}
+        for _ in range(_TRIES if len(found) < n else 0):
             other = edited(chart, self.options, self.domain, rng)
             if other in seen or not self._meets(other):
                 continue
@@ -76,6 +105,13 @@ class Others:
                 if len(found) == n:
                     break
         return found
+
+    def hardest(self, chart: FlowChart, n: int, shares: Float[np.ndarray, "C A"]) -> list[FlowChart]:
+        """At most `n` of those near a target's own chart, that diverge least from the log-shares which were read."""
+        answers = self._answers(chart)
+        near = islice(nearby(shares, chart, self.options, self.domain, MAX_IFS, 1 - SAME), _LOOKED)
+        alike = (other for other in near if self._meets(other) and _LEAST_ALIKE[0] <= (self._answers(other) == answers).mean() <= SAME)
+        return [*islice(alike, n)]
 
     def _answers(self, chart: FlowChart) -> np.ndarray:
         return np.concatenate([run_one(chart, inputs) for inputs in self.inputs])
@@ -101,15 +137,17 @@ def contrasts_of(
     progress: Progress | None = None,
     split: str = "train",
     workers: int = 1,
+    hard: Hard | None = None,
 ) -> Contrasts:
     """The targets of a split of a zoo (at most `most`), with `charts` charts each; those for which too few others are found are left out.
-    The others are of the train split by the inputs of all the `zoos`. Each of some `workers` draws for a part of the targets."""
+    The others are of the train split by the inputs of all the `zoos`, and as far as there are such, `hard` ones. Each of some `workers`
+    draws for a part of the targets."""
     wanted = pick_apart(zoo, split, zoos)[:most]
     if workers <= 1 or len(wanted) < 2 * _PART:
-        return _contrasts(zoo, _others(zoo, zoos), config, charts, wanted, seed, progress)
+        return _contrasts(zoo, _others(zoo, zoos), config, charts, wanted, seed, hard, progress)
     paths, parts = tuple(str(other.path) for other in (zoo, *zoos)), np.array_split(wanted, len(wanted) // _PART)
     found: dict[int, Contrasts] = {}
-    for number, drawn in shared(workers, _part, [(paths, config, charts, part, seed) for part in parts]):
+    for number, drawn in shared(workers, _part, [(paths, config, charts, part, seed, hard) for part in parts]):
         found[number] = drawn
         if progress:
             progress("drawing charts", sum(len(parts[i]) for i in found), len(wanted))
@@ -130,9 +168,9 @@ def _opened(paths: tuple[str, ...]) -> tuple[Zoo, Others]:
     return zoo, _others(zoo, zoos)
 
 
-def _part(paths: tuple[str, ...], config: EncoderConfig, charts: int, wanted: np.ndarray, seed: int) -> Contrasts:
+def _part(paths: tuple[str, ...], config: EncoderConfig, charts: int, wanted: np.ndarray, seed: int, hard: Hard | None) -> Contrasts:
     """What a worker draws."""
-    return _contrasts(*_opened(paths), config, charts, wanted, seed)
+    return _contrasts(*_opened(paths), config, charts, wanted, seed, hard)
 
 
 def _contrasts(
@@ -142,24 +180,28 @@ def _contrasts(
     charts: int,
     wanted: Int[np.ndarray, " N"],
     seed: int,
+    hard: Hard | None,
     progress: Progress | None = None,
 ) -> Contrasts:
     domain = zoo.recipe.domain
+    responses: dict[int, Float16[np.ndarray, "C A"]] = {}
+    read: dict[int, Float16[np.ndarray, "C A"]] = {}
+    for places, stack in zoo.stacks(wanted if others.options else wanted[:0]):
+        told = responses_of(AtomsEncoder.prepare(stack, replace(config, interactions=False)), domain)
+        responses |= dict(zip(places.tolist(), told.numpy().astype(np.float16), strict=True))
+        if hard:
+            read |= dict(zip(places.tolist(), hard.read(told, domain).numpy().astype(np.float16), strict=True))
+        if progress:
+            progress("responses of targets", len(responses), len(wanted))
     compared: dict[int, UInt8[np.ndarray, "K C A"]] = {}
-    for done, place in enumerate(wanted.tolist() if others.options else ()):
+    for done, place in enumerate(sorted(responses)):
         chart = zoo.charts[place]
-        found = others.draw(chart, charts - 1, np.random.default_rng([seed, place]))
+        first = others.hardest(chart, hard.number, read[place].astype(np.float32)) if hard else ()
+        found = others.draw(chart, charts - 1, np.random.default_rng([seed, place]), first)
         if len(found) == charts - 1:
             compared[place] = np.stack([answered(c, domain) for c in (chart, *found)])
-        if progress and (done % 64 == 63 or done + 1 == len(wanted)):
-            progress("drawing charts", done + 1, len(wanted))
-    responses: dict[int, np.ndarray] = {}
-    for places, stack in zoo.stacks(np.array(sorted(compared), np.int64)):
-        batch = AtomsEncoder.prepare(stack, replace(config, interactions=False))
-        found = responses_of(batch, domain).numpy().astype(np.float16)
-        responses |= dict(zip(places.tolist(), found, strict=True))
-        if progress:
-            progress("responses of targets", len(responses), len(compared))
+        if progress and (done % 64 == 63 or done + 1 == len(responses)):
+            progress("drawing charts", done + 1, len(responses))
     order, C = sorted(compared), len(beliefs(domain.symbols, domain.lengths[1]))
     told = np.array([responses[i] for i in order], np.float16).reshape(-1, C, domain.answers)
     return Contrasts(told, np.array([compared[i] for i in order], np.uint8).reshape(-1, charts, C, domain.answers))

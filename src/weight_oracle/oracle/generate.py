@@ -83,20 +83,43 @@ def generate(
 
 @torch.inference_mode()
 def likelihood(
-    model: WeightOracle, codec: Codec, tokens: Float[Tensor, "B T d"], question: str, answers: Sequence[str], blind: bool = False
-) -> Float[Tensor, " B"]:
-    """Log-probability of one answer to a question for each row of weight tokens; `blind` hides them."""
+    model: WeightOracle,
+    codec: Codec,
+    tokens: Float[Tensor, "B T d"],
+    question: str,
+    answers: Sequence[str],
+    blind: bool = False,
+    each: int = 1,
+) -> Float[Tensor, " answers"]:
+    """Log-probability of an answer to a question, of `each` answers in turn for each row of weight tokens; `blind` hides them. Rows are
+    prefilled once for all their answers."""
     asked, said = codec.question(question), [codec.answer(text) for text in answers]
-    size, T, device = max(map(len, said)), tokens.shape[1], tokens.device
-    pad = codec.ids[PAD]
-    ids = torch.tensor([asked + words + [pad] * (size - len(words)) for words in said], device=device)
-    seen = torch.ones(len(said), T + ids.shape[1], dtype=torch.long, device=device)
+    size, (B, T), device = max(map(len, said)), tokens.shape[:2], tokens.device
+    pad, embed = codec.ids[PAD], model.backbone.get_input_embeddings()
+    words = torch.tensor([answer + [pad] * (size - len(answer)) for answer in said], device=device)
+    begun = T + len(asked)
+    seen = torch.ones(len(said), begun + size - 1, dtype=torch.long, device=device)
     seen[:, :T] = int(not blind)
-    place = torch.arange(seen.shape[1], device=device).expand_as(seen)
+    place = torch.arange(seen.shape[1], device=device)
     with model.injected(tokens, blind):
-        embeds = torch.cat([model.prefix(tokens), model.backbone.get_input_embeddings()(ids).to(tokens.dtype)], 1)
-        logits = model.backbone(inputs_embeds=embeds, attention_mask=seen, position_ids=place, use_cache=False).logits
-    logs = logits[:, T + len(asked) - 1 : -1].float().log_softmax(-1)
-    words = ids[:, len(asked) :]
-    there = torch.arange(size, device=device) < torch.tensor([[len(words)] for words in said], device=device)
+        prompt = embed(torch.tensor([asked], device=device)).to(tokens.dtype).expand(B, -1, -1)
+        prefilled = model.backbone(
+            inputs_embeds=torch.cat([model.prefix(tokens), prompt], 1),
+            attention_mask=seen[:B, :begun],
+            position_ids=place[:begun].expand(B, -1),
+            use_cache=size > 1,
+        )
+    logits = prefilled.logits[:, -1:].repeat_interleave(each, 0)
+    if size > 1:
+        prefilled.past_key_values.batch_repeat_interleave(each)
+        with model.injected(tokens.repeat_interleave(each, 0), blind, prefilled=True):
+            more = model.backbone(
+                inputs_embeds=embed(words[:, :-1]).to(tokens.dtype),
+                attention_mask=seen,
+                position_ids=place[begun:].expand(len(said), -1),
+                past_key_values=prefilled.past_key_values,
+            ).logits
+        logits = torch.cat([logits, more], 1)
+    logs = logits.float().log_softmax(-1)
+    there = torch.arange(size, device=device) < torch.tensor([[len(answer)] for answer in said], device=device)
     return (logs.gather(2, words[..., None])[..., 0] * there).sum(1)

@@ -204,10 +204,12 @@ class WeightOracle(PreTrainedModel):
         """The decoder blocks of the backbone, whatever its family calls them."""
         return next(part for part in self.backbone.get_decoder().children() if isinstance(part, nn.ModuleList))
 
-    def injected(self, tokens: Float[Tensor, "B T d"], blind: Bool[Tensor, "B"] | bool | None = None) -> "_Injection":
-        """Context in which the backbone's prefill receives `tokens` at its first T positions, if they enter the residual stream, and in
-        which words are pointed at, if they are; not in `blind` rows, which must not see the tokens."""
-        return _Injection(self, tokens, blind)
+    def injected(
+        self, tokens: Float[Tensor, "B T d"], blind: Bool[Tensor, "B"] | bool | None = None, prefilled: bool = False
+    ) -> "_Injection":
+        """Context in which the backbone's prefill receives `tokens` at its first T positions, if they enter the residual stream and it is
+        not `prefilled`, and in which words are pointed at, if they are; not in `blind` rows, which must not see the tokens."""
+        return _Injection(self, tokens, blind, prefilled)
 
 
 def _which_symbol(told: Float[Tensor, "B S n"], places: Bool[Tensor, "B S n"]) -> Tensor:
@@ -248,12 +250,12 @@ class _Injection:
     """Adds weight tokens at the output of decoder block 1, where the sequence begins (later decoding steps have length 1 and pass), and
     what is pointed at to the logits."""
 
-    def __init__(self, oracle: WeightOracle, tokens: Tensor, blind: Tensor | bool | None):
-        self.oracle, self.tokens, self.blind = oracle, tokens, blind
+    def __init__(self, oracle: WeightOracle, tokens: Tensor, blind: Tensor | bool | None, prefilled: bool):
+        self.oracle, self.tokens, self.blind, self.prefilled = oracle, tokens, blind, prefilled
         self.handles: list[Any] = []
 
     def __enter__(self) -> None:
-        if self.oracle.config.injection == "residual":
+        if self.oracle.config.injection == "residual" and not self.prefilled:
             self.handles.append(self.oracle.blocks()[1].register_forward_hook(self._add))
         if self.oracle.pointer is not None and self.blind is not True:
             head = self.oracle.backbone.get_output_embeddings()

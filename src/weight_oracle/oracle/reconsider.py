@@ -23,9 +23,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from weight_oracle.errors import UserError
+from weight_oracle.oracle.denoiser import divergence
 from weight_oracle.oracle.generate import Reply, likelihood
 from weight_oracle.oracle.model import WeightOracle
-from weight_oracle.oracle.nearby import nearby
+from weight_oracle.oracle.nearby import better
 from weight_oracle.oracle.reranker import Reranker
 from weight_oracle.oracle.tokenizer import Codec
 from weight_oracle.oracle.views import PLAIN, View, share
@@ -38,8 +39,9 @@ from weight_oracle.truth.phrasings import phrasing
 from weight_oracle.truth.triggers import KINDS as TRIGGERS
 
 _NARROW = ("before",)  # kinds with two symbols
+_VARIANTS = 24  # charts at most, beside those that were said, whose likelihoods are looked at where a denoiser tells which
 _RERANKED = 16  # charts at most that a reranker looks at
-_BEST = (2, 1)  # of a search for others nearby: the best charts near which it searches, round after round
+_BEST = (2, 1, 1)  # of a search for others nearby: the best charts near which it searches, round after round
 _NEAR = 8  # charts near each of them that are compared
 
 
@@ -140,9 +142,8 @@ def charts_of(replies: Sequence[Reply], domain: Domain) -> dict[FlowChart, float
     return said
 
 
-def candidates(replies: Sequence[Reply], expectation: Expectation, domain: Domain, most_ifs: int) -> list[FlowChart]:
+def candidates(said: Mapping[FlowChart, float], expectation: Expectation, domain: Domain, most_ifs: int) -> list[FlowChart]:
     """The charts that were said, and those near the two that were said with most probability; all canonical, none longer than allowed."""
-    said = charts_of(replies, domain)
     best = sorted(said, key=said.__getitem__, reverse=True)[:2]
     near = {canonical(c, domain) for chart in best for c in variants(chart, expectation.options)}
     return [*said, *sorted((c for c in near - said.keys() if 1 <= n_ifs(c) <= most_ifs), key=to_text)]
@@ -206,9 +207,16 @@ def consider(
 ) -> Considered | None:
     """Compares what fits one target, from replies in its own slots (one or more), and its responses to mixtures of symbols for a reranker;
     None where no reply is a chart."""
-    charts = candidates(replies, expectation, domain, most_ifs)
+    said = charts_of(replies, domain)
+    charts = candidates(said, expectation, domain, most_ifs)
     if not charts:
         return None
+    shares = None
+    if model.reranker is not None and responses is not None:
+        shares = model.reranker.read(responses, domain.symbols, domain.lengths[1])
+    if shares is not None:
+        apart = {chart: divergence(shares, answered(chart, domain)) for chart in charts}
+        charts = sorted(charts, key=lambda chart: (chart not in said, apart[chart]))[: len(said) + _VARIANTS]
 
     def compared(charts: list[FlowChart]) -> Considered:
         return _compared(model, codec, tokens, views, charts, expectation, domain)
@@ -217,12 +225,15 @@ def consider(
     if model.reranker is None or responses is None:
         return found
     found = _reranked(found.likeliest(_RERANKED), model.reranker, responses, domain)
+    if shares is None:
+        return found
     seen: set[FlowChart] = set()
     for best in _BEST:
         begun = [found.charts[i] for i in found.posterior.argsort(descending=True)[:best].tolist()]
         if not found.doubted(expectation.doubt) or seen.issuperset(begun):
             break
-        near = [nearby(model.reranker, responses, chart, expectation.options, domain, _NEAR) for chart in begun if chart not in seen]
+        about = expectation.options, domain, most_ifs, _NEAR
+        near = [better(model.reranker, responses, shares, chart, *about) for chart in begun if chart not in seen]
         seen |= {*begun}
         new = dict.fromkeys(canonical(chart, domain) for charts in near for chart in charts)
         new = [chart for chart in new if chart not in found.charts and 1 <= n_ifs(chart) <= most_ifs]
@@ -263,10 +274,9 @@ def _compared(
     question = phrasing("chart", 0)
     compared = views[:PLAIN]
     texts = [[to_text(canonical(rename(c, v.symbols, v.answers), domain)) for c in charts] for v in compared]
-    under = tokens[: len(compared)].repeat_interleave(len(charts), 0)
-    fit = likelihood(model, codec, under, question, [t for row in texts for t in row]).view(len(compared), -1).mean(0).cpu()
-    plain = [to_text(c) for c in charts]
-    expected = likelihood(model, codec, tokens[:1].expand(len(charts), -1, -1), question, plain, blind=True)
+    said = [text for row in texts for text in row]
+    fit = likelihood(model, codec, tokens[: len(compared)], question, said, each=len(charts)).view(len(compared), -1).mean(0).cpu()
+    expected = likelihood(model, codec, tokens[:1], question, [to_text(c) for c in charts], blind=True, each=len(charts))
     gaps = [expectation.gap(c, e, domain.symbols) for c, e in zip(charts, expected.tolist(), strict=True)]
     return Considered(charts, fit, torch.tensor(gaps))
 

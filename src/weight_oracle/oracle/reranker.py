@@ -5,20 +5,20 @@ and answers compares two tables of one shape (see `truth.mixtures`), knows nothi
 charts are frequent: it is trained to tell a target's own chart from others that behave nearly like it (`oracle.contrasts`).
 """
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from weight_oracle.oracle.cells import SOURCE, Cells, centred, seen, seen_twice
+from weight_oracle.oracle.denoiser import Denoiser
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.mixtures import DRAWS, apart, beliefs, two_places
+from weight_oracle.truth.mixtures import DRAWS, apart, beliefs
 from weight_oracle.weights.encoder import Batch
 from weight_oracle.weights.interact import LEAST
 from weight_oracle.weights.respond import respond_to
 
 _RARE = 0.02  # added to a frequency before its logarithm
-_HEARD = ((), (1,), (2,), (3,), (4,), (2, 3))  # axes over which a cell hears the mean; itself first
-_SOURCE = 11  # numbers about a cell from either table
 _TWICE = 12  # numbers in which the two tables are compared for a second symbol at another place
 _AT_ONCE = 62_000  # counts of answers, of the charts that are compared at once
 
@@ -31,113 +31,78 @@ def responses_of(batch: Batch, domain: Domain) -> Float[Tensor, "B C A"]:
 
 def log_shares(answered: UInt8[Tensor, "*charts C A"]) -> Float[Tensor, "*charts C A"]:
     """The logarithm of how often a chart gives each answer to each mixture, of `truth.mixtures.answered`."""
-    return (answered.float() / DRAWS + _RARE).log()
+    every = (torch.arange(DRAWS + 1, device=answered.device) / DRAWS + _RARE).log()
+    return every[answered.int()]
 
 
-def _centred(x: Tensor) -> Tensor:
-    return x - x.mean(-1, keepdim=True)
+class Reranker(Cells):
+    """The fit of charts to targets. Each cell compares the two tables; if `twice`, also with s put at every other place; then cells hear
+    each other. With a denoiser, what it reads is compared with a chart too."""
 
-
-def _seen(placed: Float[Tensor, "B 2 S S n A"], pairs: Float[Tensor, "B 3 S S A"]) -> Float[Tensor, "B S S n A c"]:
-    """What a table says about each symbol that is frequent or absent, symbol that is put at a place, place, and answer."""
-    first = placed[:, 0]
-    means = [first.mean(dims, keepdim=True).expand_as(first) for dims in ((2, 3), 1, (1, 2, 3))]
-    both, one, none = (pair[:, :, :, None].expand_as(first) for pair in pairs.unbind(1))
-    other = pairs[:, 1].transpose(1, 2)[:, :, :, None].expand_as(first)
-    below = [x - x.amax(-1, keepdim=True) for x in placed.unbind(1)]
-    return torch.stack([*placed.unbind(1), *below, *means, both, one, other, none], -1)
-
-
-def _seen_twice(both: Float[Tensor, "B S S P A"]) -> Float[Tensor, "B S S P A c"]:
-    """What a table says about two symbols that are put at two places."""
-    return torch.stack([both, both - both.amax(-1, keepdim=True)], -1)
-
-
-class Reranker(nn.Module):
-    """The fit of charts to targets. Each cell, of a symbol s that is frequent or absent, another one t, the place of t and an answer,
-    compares the two tables; if `twice`, also with s put at every other place; then it hears, `rounds` times, the means over symbols, places
-    and answers."""
-
-    def __init__(self, width: int = 24, rounds: int = 2, dropout: float = 0.0, twice: bool = False):
-        super().__init__()
-        self.settings = {"width": width, "rounds": rounds, "twice": twice}
-        self.of_target, self.of_chart = nn.Linear(_SOURCE, width), nn.Linear(_SOURCE, width)
-        self.of_cell = nn.Linear(3, width, bias=False)
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(rounds))
-        self.hear = nn.ModuleList(nn.Linear(len(_HEARD) * width, 2 * width) for _ in range(rounds))
-        self.add = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(rounds))
+    def __init__(self, width: int = 24, rounds: int = 2, dropout: float = 0.0, twice: bool = False, denoises: bool = False):
+        super().__init__(width, rounds, dropout, _TWICE if twice else 0)
+        self.settings = {"width": width, "rounds": rounds, "twice": twice, "denoises": denoises}
+        self.hastened = False
+        self.of_chart = nn.Linear(SOURCE, width)
         if twice:
-            self.twice_of_target, self.twice_of_chart = nn.Linear(2, _TWICE), nn.Linear(2, _TWICE, bias=False)
-            self.twice_of_cell = nn.Linear(width, _TWICE, bias=False)
-            self.twice_of_places = nn.Linear(2, _TWICE, bias=False)
-            self.add_twice = nn.Linear(3 * _TWICE, width)
-            for part in self.add_twice.parameters():
-                nn.init.zeros_(part)
-        self.dropout = nn.Dropout(dropout)
+            self.twice_of_chart = nn.Linear(2, _TWICE, bias=False)
         self.out = nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1))
+        self.denoiser = Denoiser() if denoises else None
+        if denoises:
+            self.of_denoised, self.twice_of_denoised = nn.Linear(SOURCE, width, bias=False), nn.Linear(2, _TWICE, bias=False)
+            for part in (self.of_denoised, self.twice_of_denoised):  # which add nothing at first
+                nn.init.zeros_(part.weight)
 
-    def forward(self, responses: Float[Tensor, "B C A"], answered: UInt8[Tensor, "B K C A"], S: int, n: int) -> Float[Tensor, "B K"]:
+    def denoise(self, responses: Float[Tensor, "B C A"], S: int, n: int) -> Float[Tensor, "B C A"] | None:
+        """How often the targets' charts give each answer to the mixtures, as a log-share, if that can be read."""
+        return self.denoiser(responses, S, n) if self.denoiser is not None else None
+
+    @torch.inference_mode()
+    def read(self, responses: Float[Tensor, "C A"], S: int, n: int) -> Float[np.ndarray, "C A"] | None:
+        """As `denoise`, of one target."""
+        found = self.denoise(responses[None], S, n)
+        return None if found is None else found[0].cpu().numpy()
+
+    def forward(
+        self,
+        responses: Float[Tensor, "B C A"],
+        denoised: Float[Tensor, "B C A"] | None,
+        answered: UInt8[Tensor, "B K C A"],
+        S: int,
+        n: int,
+    ) -> Float[Tensor, "B K"]:
         """The log-odds, up to a number of its own for each target, that the target follows each of K charts: from the log-probabilities
-        of its answers to the mixtures, and how often the chart gives each answer to each (`truth.mixtures.answered`)."""
-        return self._fit(responses, log_shares(answered), S, n)
-
-    def _fit(self, responses: Float[Tensor, "B C A"], shares: Float[Tensor, "B K C A"], S: int, n: int) -> Float[Tensor, "B K"]:
-        B, K = shares.shape[:2]
-        said = apart(_centred(shares.flatten(0, 1) / 3), S, n)
-        told = apart(_centred(responses.float().clamp(min=LEAST) / 6), S, n)
-        x = self.of_chart(_seen(*said[:2])).unflatten(0, (B, K)) + self.of_target(_seen(*told[:2]))[:, None]
-        x = x.flatten(0, 1)
-        x = F.gelu(x + self._cells(x))  # [B K, s, t, i, a, w]
+        of its answers to the mixtures, what `denoise` makes of them, and how often the chart gives each answer to each
+        (`truth.mixtures.answered`)."""
+        B, K = answered.shape[:2]
+        said = apart(centred(log_shares(answered).flatten(0, 1) / 3), S, n)
+        told = apart(centred(responses.float().clamp(min=LEAST) / 6), S, n)
+        of_target = self.of_target(seen(*told[:2]))
+        read = None if denoised is None else apart(centred(denoised.clamp(min=LEAST) / 3), S, n)
+        if read is not None:
+            of_target = of_target + self.of_denoised(seen(*read[:2]))
+        x = self.placed((self.of_chart(seen(*said[:2])).unflatten(0, (B, K)) + of_target[:, None]).flatten(0, 1))  # [B K, s, t, i, a, w]
         if self.settings["twice"]:
-            x = x + self._twice(x, said[2], told[2], K)
-        for norm, hear, add in zip(self.norms, self.hear, self.add, strict=True):
-            assert isinstance(hear, nn.Linear)
-            h, heard = norm(x), hear.bias
-            # a linear map of the cell and of the means that it hears, each mapped before it is repeated
-            for dims, weight in zip(_HEARD, hear.weight.chunk(len(_HEARD), 1), strict=True):
-                heard = heard + F.linear(h.mean(dims, keepdim=True) if dims else h, weight)
-            x = x + add(self.dropout(F.gelu(heard)))
-        cells = x.flatten(1, 4)
+            of_target = self.twice_of_target(seen_twice(told[2]))
+            if read is not None:
+                of_target = of_target + self.twice_of_denoised(seen_twice(read[2]))
+            both = self.twice_of_chart(seen_twice(said[2])).unflatten(0, (B, K)) + of_target[:, None]
+            x = self.looked(x, both.flatten(0, 1))
+        cells = self.listened(x).flatten(1, 4)
         return self.out(torch.cat([cells.mean(1), cells.amax(1)], -1)).view(B, K)
-
-    def _twice(
-        self, x: Float[Tensor, "BK S S n A w"], said: Float[Tensor, "BK S S P A"], told: Float[Tensor, "B S S P A"], K: int
-    ) -> Float[Tensor, "BK S S n A w"]:
-        """For each cell, the tables compared where s is put at another place too: mean over the earlier ones and the later ones, and the
-        greatest."""
-        n = x.shape[3]
-        both = self.twice_of_chart(_seen_twice(said)).unflatten(0, (-1, K)) + self.twice_of_target(_seen_twice(told))[:, None]
-        both = both.flatten(0, 1)  # [B K, at the first place, at the second, P, a, w]
-        number = {places: i for i, places in enumerate(two_places(n))}
-        cell = self.twice_of_cell(x)
-        parts = []
-        for i in range(n):
-            near = torch.tensor([[abs(i - j) == 1, j in (0, n - 1)] for j in range(n) if j != i], dtype=x.dtype, device=x.device)
-            before = both[:, :, :, [number[j, i] for j in range(i)]]
-            after = both.transpose(1, 2)[:, :, :, [number[i, j] for j in range(i + 1, n)]]
-            seen = torch.cat([before, after], 3) + self.twice_of_places(near)[:, None] + cell[:, :, :, i, None]
-            seen = F.gelu(seen)
-            parts.append(torch.cat([seen[:, :, :, :i].sum(3) / max(i, 1), seen[:, :, :, i:].sum(3) / max(n - 1 - i, 1), seen.amax(3)], -1))
-        return self.add_twice(torch.stack(parts, 3))
 
     @torch.inference_mode()
     def compare(self, responses: Float[Tensor, "C A"], answered: UInt8[Tensor, "K C A"], S: int, n: int) -> Float[Tensor, " K"]:
         """As `forward`, of one target: a few charts at a time, so that what is made of them stays in the cache."""
-        parts = answered.split(max(1, _AT_ONCE // answered[0].numel()))
-        return torch.cat([self(responses[None], part[None], S, n)[0] for part in parts])
+        told = responses[None]
+        denoised, at_once = self.denoise(told, S, n), max(1, _AT_ONCE // answered[0].numel())
+        parts = [*answered.split(at_once)]
+        if self.hastened:  # for one number of charts alone
+            parts[-1] = parts[-1][torch.arange(at_once, device=answered.device).clamp(max=len(parts[-1]) - 1)]
+        return torch.cat([self(told, denoised, part[None], S, n)[0] for part in parts])[: len(answered)]
 
-    @torch.inference_mode(False)
-    @torch.enable_grad()
-    def slope(self, responses: Float[Tensor, "C A"], answered: UInt8[Tensor, "C A"], S: int, n: int) -> Float[Tensor, "C A"]:
-        """By how much the fit of a chart to a target rises with each of `log_shares`."""
-        shares = log_shares(answered.clone()).requires_grad_()
-        fit = self._fit(responses.clone()[None], shares[None, None], S, n)
-        return torch.autograd.grad(fit[0, 0], shares)[0]
-
-    def _cells(self, like: Float[Tensor, "B S S n A w"]) -> Float[Tensor, "S S n 1 w"]:
-        """Whether both symbols of a cell are the same, and whether its place is the first or the last one."""
-        S, n = like.shape[2:4]
-        place = torch.arange(n, device=like.device)
-        ends = torch.stack([place == 0, place == n - 1], -1).to(like.dtype)
-        same = torch.eye(S, device=like.device, dtype=like.dtype)
-        return self.of_cell(torch.cat([same[:, :, None, None].expand(S, S, n, 1), ends.expand(S, S, n, 2)], -1))[:, :, :, None]
+    def hasten(self) -> None:
+        """Compiles what compares many charts, to a third of the time: worth its half a minute for a hundred targets or so."""
+        if not self.hastened:
+            self.compile(dynamic=False)
+        self.hastened = True

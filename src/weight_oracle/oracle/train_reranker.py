@@ -14,7 +14,8 @@ from transformers.utils.logging import disable_progress_bar
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.bundle import load_oracle
-from weight_oracle.oracle.contrasts import Batches, contrasts_of, load_contrasts
+from weight_oracle.oracle.contrasts import Batches, Hard, contrasts_of, load_contrasts
+from weight_oracle.oracle.denoiser import misread
 from weight_oracle.oracle.reranker import Reranker
 from weight_oracle.oracle.runs import Report, arguments_of, last_checkpoint
 from weight_oracle.zoo.store import Zoo, open_zoo
@@ -35,12 +36,14 @@ class RerankerConfig:
     batch: int = 24  # targets in a step
     charts: int = 6  # beside each, its own among them
     drawn: int = 15  # charts that are drawn for each target, of which every step takes some
+    hard: int = 0  # of these, at most so many near the right one that diverge least from what the oracle's own denoiser reads
     lr: float = 3e-3
     warmup: int = 50
     weight_decay: float = 0.05
     width: int = 24
     rounds: int = 2
     twice: bool = True  # compared too with two symbols put at two places
+    denoises: bool = True  # with a denoiser, which finds other charts
     targets: int | None = None  # use only so many of each zoo
     go_on: bool = False  # begin with the oracle's own reranker, as far as it has the same parts
     compiled: bool = True  # under torch.compile
@@ -51,16 +54,22 @@ class RerankerConfig:
 
 
 class _Contrast(nn.Module):
-    """The reranker with its loss: the negative log of the share that a target's own chart, the first one, has."""
+    """The reranker with its loss: the negative log of the share that a target's own chart, the first one, has; and its denoiser's."""
 
     def __init__(self, reranker: Reranker, symbols: int, places: int, compiled: bool):
         super().__init__()
-        self.reranker, self.symbols, self.places = reranker, symbols, places
+        self.reranker, self.size = reranker, (symbols, places)
         compiler: Callable[..., Callable] = torch.compile
-        self.scores = compiler(reranker.forward, dynamic=False) if compiled else reranker.forward
+        self.losses = compiler(self._losses, dynamic=False) if compiled else self._losses
+
+    def _losses(self, responses: Tensor, answered: Tensor) -> tuple[Tensor, Tensor | None]:
+        read = self.reranker.denoise(responses, *self.size)
+        fit = self.reranker(responses, None if read is None else read.detach(), answered, *self.size)
+        return -fit.log_softmax(-1)[:, 0].mean(), None if read is None else misread(read, answered[:, 0])
 
     def forward(self, responses: Tensor, answered: Tensor) -> dict[str, Tensor]:
-        return {"loss": -self.scores(responses, answered, self.symbols, self.places).log_softmax(-1)[:, 0].mean()}
+        contrast, read_badly = self.losses(responses, answered)
+        return {"loss": contrast if read_badly is None or not self.training else contrast + read_badly}
 
 
 def train_reranker(
@@ -88,15 +97,16 @@ def train_reranker(
         if not reads.reads(zoo.recipe.domain):
             raise UserError(f"holds targets that {config.oracle} does not read", where=str(zoo.path), hint="give zoos of its domain")
     set_seed(config.seed)
-    reranker = Reranker(config.width, config.rounds, _DROPOUT, config.twice)
+    reranker = Reranker(config.width, config.rounds, _DROPOUT, config.twice, config.denoises)
     if config.go_on:
         go_on_from(oracle.model.reranker, reranker, config.oracle)
+    hard = Hard(config.hard, config.oracle) if config.hard else None
     about = config.seed, stage
     train, held = (
         [
             load_contrasts(
                 out / "run" / f"{split}-{i}.npz",
-                partial(contrasts_of, zoo, zoos, reads, config.drawn, most, *about, split, config.workers),
+                partial(contrasts_of, zoo, zoos, reads, config.drawn, most, *about, split, config.workers, hard),
             )
             for i, zoo in enumerate(zoos)
         ]
@@ -134,13 +144,16 @@ def train_reranker(
 
 def _check(config: RerankerConfig) -> None:
     """Raises `UserError` for what makes no sense."""
-    least = {"steps": 1, "batch": 1, "charts": 2, "width": 1, "rounds": 0, "warmup": 0, "save_every": 1, "targets": 1, "workers": 1}
+    least = {name: 1 for name in ("steps", "batch", "width", "save_every", "targets", "workers")}
+    least |= {"charts": 2, "rounds": 0, "warmup": 0, "hard": 0}
     for name, low in least.items():
         value = getattr(config, name)
         if value is not None and value < low:
             raise UserError(f"--{name.replace('_', '-')} {value}: give {low} or more", exit_code=2)
     if config.drawn < config.charts:
         raise UserError(f"--drawn {config.drawn}: fewer than the {config.charts} of a step", hint="see --charts", exit_code=2)
+    if config.hard >= config.drawn:
+        raise UserError(f"--hard {config.hard}: give fewer than the {config.drawn} charts of a target", hint="see --drawn", exit_code=2)
     if not config.lr > 0:
         raise UserError(f"--lr {config.lr}: give a number above 0", exit_code=2)
 

@@ -1,10 +1,12 @@
 """Charts that are nearly like a chart: one or two tests or answers of it are others, there is one test more, or one less.
 
-`edited` draws one at random, for training; `changes` are all that differ in one of these but for a test more, which `with_test` adds.
+`edited` draws one at random, for training; `changes` are all that differ in one of these but for a test more, which `with_test` adds, and
+those that ask two tests, one after the other, in another way.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 
@@ -83,17 +85,26 @@ def every_test(options: Iterable[tuple[str, int]], domain: Domain) -> list[Test]
 
 
 def changes(chart: FlowChart, every: Sequence[Test], domain: Domain) -> set[FlowChart]:
-    """The charts without patterns that differ in one edit and have no more tests: a test is gone, or is another one (of `every` test) that
-    shares a symbol with it or is of its kind; an answer is another one."""
+    """The charts without patterns that differ in one edit and have no more tests: a test is gone, or is another one of `every` test; an
+    answer is another one; of two tests one after the other, another comes first, or they lead elsewhere."""
     found: set[FlowChart] = set()
     for path, node in _nodes(chart):
         if isinstance(node, Say):
             found |= {_put(chart, path, Say(answer)) for answer in range(domain.answers)}
             continue
-        old = node.test
-        near = [t for t in every if {*t.symbols} & {*old.symbols} or (t.kind, t.number) == (old.kind, old.number) != ("before", 0)]
-        found |= {_put(chart, path, new) for new in (node.then, node.other, *(replace(node, test=test) for test in near))}
+        others = (replace(node, test=test) for test in every)
+        found |= {_put(chart, path, new) for new in (node.then, node.other, *others, *_arranged(node))}
     return found - {chart}
+
+
+def _arranged(node: If) -> Iterator[FlowChart]:
+    """The first test and one after it in either order, and what they lead to in every order."""
+    for after, rest in ((node.then, node.other), (node.other, node.then)):
+        if isinstance(after, If):
+            for first, second in permutations((node.test, after.test)):
+                for one, two, three in permutations((after.then, after.other, rest)):
+                    inner = If(second, one, two)
+                    yield from (If(first, inner, three), If(first, three, inner))
 
 
 def with_test(chart: FlowChart, path: tuple[bool, ...], test: Test, then: bool, answer: int) -> FlowChart:
