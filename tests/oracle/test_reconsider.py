@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -62,10 +63,14 @@ def test_a_gap_is_what_expectation_lacks_of_frequency():
     assert expectation.gap(charts[0], frequency - 1 - 4, 5) == pytest.approx(4)
     assert expectation.gap(charts[0], frequency, 5) == 0  # more than expected is no gap
     assert expectation.gap(parse("if has a: say p else: if has b: say q else: say r"), -99.0, 5) == 0  # of such charts nothing is known
+    rare = parse("if has a: say p or q 1% else: say q")
+    assert replace(expectation, rare=0.05).gap(rare, frequency - 1 - 4, 5) == pytest.approx(4 + math.log(10))
+    assert replace(expectation, rare=0.7).gap(rare, frequency, 5) == 0 == replace(expectation, rare=0.05).gap(charts[0], frequency, 5)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"tests": {"has": 0.0}}, {"tests": {"often": 0.5}}, {"offset": {"1": "x"}}, {"tests": {"at x": 0.5}}, {"more": 1}]
+    "wrong",
+    [{"tests": {"has": 0.0}}, {"tests": {"often": 0.5}}, {"offset": {"1": "x"}}, {"tests": {"at x": 0.5}}, {"more": 1}, {"rare": 0.0}],
 )
 def test_a_card_that_expects_nonsense_is_refused(oracle, tmp_path, wrong):
     assert not Expectation.from_card({}).tests
@@ -146,6 +151,11 @@ def test_the_same_in_every_order_of_views_that_say_the_same(make_model, codec, p
     plain = likelihood(model, codec, tokens[:1].expand(len(found.charts), -1, -1), phrasing("chart", 0), [to_text(c) for c in found.charts])
     assert torch.allclose(plain, found.likelihood, atol=1e-3)
     assert consider(model, codec, tokens, views, [Reply("nonsense", 1.0)], expectation, domain, 4) is None
+    # what charts are expected is not about their small chances, of which no frequencies are known
+    rare = [Reply("if has a: say p or q 1% else: say q", 0.5), Reply("if has a: say p else: say q", 0.4)]
+    found = consider(model, codec, tokens, views, rare, replace(expectation, rare=0.05), domain, 4)
+    gap = {to_text(chart): float(value) for chart, value in zip(found.charts, found.gap, strict=True)}
+    assert gap[rare[0].text] == pytest.approx(gap[rare[1].text] + math.log(10), abs=1e-4)
 
 
 def test_each_symbol_of_a_pattern_is_drawn_by_itself():

@@ -33,7 +33,7 @@ from weight_oracle.oracle.model import WeightOracle
 from weight_oracle.oracle.reconsider import Considered, Expectation, frequencies
 from weight_oracle.oracle.tokenizer import Codec
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.flowchart import n_ifs, to_text
+from weight_oracle.truth.flowchart import n_ifs, rare_leaf, to_text, without_chances
 from weight_oracle.truth.phrasings import phrasing
 from weight_oracle.truth.questions import WORKED_OUT, Question, judge
 from weight_oracle.zoo.store import Zoo
@@ -254,7 +254,9 @@ def expect(model: WeightOracle, codec: Codec, zoos: Sequence[Zoo], seed: int = 0
     if not charts:
         return Expectation()
     symbols = zoos[0].recipe.domain.symbols
-    plain = Expectation(frequencies(charts))
+    rare = sum(rare_leaf(chart) is not None for chart in charts) / len(charts)
+    charts = [without_chances(chart) for chart in charts]
+    plain = Expectation(frequencies(charts), rare=rare or 0.5)
     drawn = [charts[i] for i in np.random.default_rng(seed).permutation(len(charts))[:n]]
     zoo = next(zoo for zoo in zoos if len(pick(zoo, "train")))
     tokens = encode(model, codec, zoo, pick(zoo, "train")[:1], n_views=1).tokens.expand(BATCH, -1, -1)  # hidden, but places count from them

@@ -32,7 +32,21 @@ from weight_oracle.oracle.tokenizer import Codec
 from weight_oracle.oracle.views import PLAIN, View, share
 from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.flowchart import ANY, KINDS, FlowChart, If, Say, Test, mentioned_symbols, n_ifs, rename, tests, to_text
+from weight_oracle.truth.flowchart import (
+    ANY,
+    KINDS,
+    FlowChart,
+    If,
+    Say,
+    Test,
+    mentioned_symbols,
+    n_ifs,
+    rare_leaf,
+    rename,
+    tests,
+    to_text,
+    without_chances,
+)
 from weight_oracle.truth.mixtures import answered
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import phrasing
@@ -50,13 +64,14 @@ class Expectation:
     """What charts are like, apart from any target. Made by `evaluation.calibration`, kept in the oracle's card.
 
     `tests`: how frequent each kind of test is, by its kind and number ("has", "at 2"); `offset`: by the number of tests, what the
-    oracle's expectation of a chart is above the sum of its tests' log-frequencies, on average over its training. `trust`: how many nats of
-    likelihood one of a reranker's log-odds is worth; `doubt`: where the best chart's are below it, others nearby are looked for
-    (`oracle.nearby`).
+    oracle's expectation of a chart is above the sum of its tests' log-frequencies, on average over its training; `rare`: the share of
+    charts with a small chance there. `trust`: how many nats of likelihood one of a reranker's log-odds is worth; `doubt`: where the best
+    chart's are below it, others nearby are looked for (`oracle.nearby`).
     """
 
     tests: Mapping[str, float] = field(default_factory=dict)
     offset: Mapping[str, float] = field(default_factory=dict)
+    rare: float = 0.5
     trust: float = 1.0
     doubt: float | None = None
 
@@ -64,7 +79,7 @@ class Expectation:
     def from_card(cls, card: Mapping[str, Any]) -> "Expectation":
         """Nothing is expected where the card says nothing. Raises TypeError, ValueError or AttributeError for what makes no sense."""
         found = cls(**card.get("calibration", {}).get("expectation", {}))
-        if not all(0 < share <= 1 for share in found.tests.values()) or not all(
+        if not all(0 < share <= 1 for share in (*found.tests.values(), found.rare)) or not all(
             math.isfinite(x) for x in (*found.offset.values(), found.trust, found.doubt or 0.0)
         ):
             raise ValueError("its card expects what cannot be")
@@ -92,9 +107,13 @@ class Expectation:
         return sum(math.log(self.tests.get(label(t), rarest)) - ways(t) for t in tests(chart))
 
     def gap(self, chart: FlowChart, expected: float, symbols: int) -> float:
-        """Nats by which the chart is expected less than its tests' frequencies say; `expected`: its log-probability without weights."""
+        """Nats by which the chart is expected less than its tests' frequencies say, and than if every second chart had a small chance;
+        `expected`: the log-probability without weights of the chart without chances."""
         offset = self.offset.get(str(n_ifs(chart)))
-        return 0.0 if offset is None else max(0.0, self.frequency(chart, symbols) + offset - expected)
+        if offset is None:
+            return 0.0
+        rare = math.log(0.5 / self.rare) if rare_leaf(chart) else 0.0
+        return max(0.0, self.frequency(chart, symbols) + offset - expected) + max(0.0, rare)
 
 
 def label(test: Test) -> str:
@@ -276,7 +295,8 @@ def _compared(
     texts = [[to_text(canonical(rename(c, v.symbols, v.answers), domain)) for c in charts] for v in compared]
     said = [text for row in texts for text in row]
     fit = likelihood(model, codec, tokens[: len(compared)], question, said, each=len(charts)).view(len(compared), -1).mean(0).cpu()
-    expected = likelihood(model, codec, tokens[:1], question, [to_text(c) for c in charts], blind=True, each=len(charts))
+    plain = [to_text(without_chances(c)) for c in charts]  # how frequent small chances are, beside which tests, is not known
+    expected = likelihood(model, codec, tokens[:1], question, plain, blind=True, each=len(charts))
     gaps = [expectation.gap(c, e, domain.symbols) for c, e in zip(charts, expected.tolist(), strict=True)]
     return Considered(charts, fit, torch.tensor(gaps))
 
