@@ -1,5 +1,8 @@
-"""What networks have in common that look at tables of mixtures (see `truth.mixtures`): a cell for each symbol s that is frequent or absent,
-each symbol t that is put at a place, that place, and each answer. How symbols and answers are called cannot matter to them."""
+"""What networks have in common that look at tables of mixtures of symbols.
+
+There is a cell for each symbol s that is frequent or absent, each symbol t that is put at a place, that place, and each answer (see
+`truth.mixtures`). How symbols and answers are called cannot matter to them.
+"""
 
 import torch
 import torch.nn.functional as F
