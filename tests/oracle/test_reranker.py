@@ -361,6 +361,7 @@ def test_without_a_denoiser_there_are_no_hard_charts(config, straight, tmp_path)
     assert Oracle.from_pretrained(old, anyway=True).model.reranker.read(tables()[0][0], *SIZE) is None
     with pytest.raises(UserError, match="no denoiser"):
         train_reranker(replace(config, oracle=str(old), out=str(tmp_path / "hard"), hard=2))
+    assert not (tmp_path / "hard").exists()
 
 
 def test_an_oracle_that_goes_on_leaves_it_out(straight, nano_zoo, tmp_path):

@@ -21,8 +21,9 @@ from weight_oracle.errors import UserError
 from weight_oracle.oracle.ask import MAX_IFS
 from weight_oracle.oracle.bundle import load_oracle
 from weight_oracle.oracle.data import pick_apart
+from weight_oracle.oracle.denoiser import Denoiser
 from weight_oracle.oracle.nearby import nearby
-from weight_oracle.oracle.reranker import Reranker, responses_of
+from weight_oracle.oracle.reranker import responses_of
 from weight_oracle.truth.canonical import split_of
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.edits import edited
@@ -54,18 +55,18 @@ class Hard:
     @torch.inference_mode()
     def read(self, responses: Float[Tensor, "B C A"], domain: Domain) -> Float[Tensor, "B C A"]:
         """Log-shares, of some targets. Raises `UserError` for an oracle that reads none."""
-        read = _reranker(self.oracle).denoise(responses, domain.symbols, domain.lengths[1])
-        if read is None:
-            raise UserError("its reranker has no denoiser, which finds hard charts", where=self.oracle, hint="leave out --hard")
-        return read
+        return denoiser_of(self.oracle)(responses, domain.symbols, domain.lengths[1])
 
 
 @lru_cache(maxsize=1)
-def _reranker(oracle: str) -> Reranker:
-    found = load_oracle(oracle, anyway=True).model.reranker
-    if found is None:
+def denoiser_of(oracle: str) -> Denoiser:
+    """Of an oracle in a folder, or a bundled one. Raises `UserError` where there is none."""
+    reranker = load_oracle(oracle, anyway=True).model.reranker
+    if reranker is None:
         raise UserError("has no reranker", where=oracle, hint="leave out --hard")
-    return found
+    if reranker.denoiser is None:
+        raise UserError("its reranker has no denoiser, which finds hard charts", where=oracle, hint="leave out --hard")
+    return reranker.denoiser
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from weight_oracle.oracle.denoiser import divergence, negentropy
-from weight_oracle.oracle.reranker import Reranker
+from weight_oracle.oracle.reranker import Reranker, fits
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.edits import changes, every_test, with_test
 from weight_oracle.truth.flowchart import FlowChart, Test, n_ifs
@@ -102,6 +102,4 @@ def better(
     charts = [*islice(nearby(shares, chart, options, domain, most_ifs), _SIEVED)]
     if not charts:
         return []
-    counts = torch.from_numpy(np.stack([answered(near, domain) for near in charts])).to(responses.device)
-    fit = reranker.compare(responses, counts, domain.symbols, domain.lengths[1])
-    return [charts[i] for i in fit.argsort(descending=True)[:most].tolist()]
+    return [charts[i] for i in fits(charts, reranker, responses, domain).argsort(descending=True)[:most].tolist()]

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -27,7 +26,7 @@ from weight_oracle.oracle.denoiser import divergence
 from weight_oracle.oracle.generate import Reply, likelihood
 from weight_oracle.oracle.model import WeightOracle
 from weight_oracle.oracle.nearby import better
-from weight_oracle.oracle.reranker import Reranker
+from weight_oracle.oracle.reranker import Reranker, fits
 from weight_oracle.oracle.tokenizer import Codec
 from weight_oracle.oracle.views import PLAIN, View, share
 from weight_oracle.truth.canonical import canonical
@@ -273,7 +272,7 @@ def best_fit(
     if reranker is None or responses is None:
         return math.nan
     if said := list(charts_of(replies, domain)):
-        best = float(_fits(said, reranker, responses, domain).max())
+        best = float(fits(said, reranker, responses, domain).max())
         if doubt is None or best >= doubt:
             return best
     found = considered()
@@ -302,9 +301,4 @@ def _compared(
 
 
 def _reranked(found: Considered, reranker: Reranker, responses: Float[Tensor, "C A"], domain: Domain) -> Considered:
-    return replace(found, fit=_fits(found.charts, reranker, responses, domain))
-
-
-def _fits(charts: Sequence[FlowChart], reranker: Reranker, responses: Float[Tensor, "C A"], domain: Domain) -> Float[Tensor, " n"]:
-    counts = torch.from_numpy(np.stack([answered(chart, domain) for chart in charts])).to(responses.device)
-    return reranker.compare(responses, counts, domain.symbols, domain.lengths[1]).cpu()
+    return replace(found, fit=fits(found.charts, reranker, responses, domain))

@@ -5,6 +5,8 @@ and answers compares two tables of one shape (see `truth.mixtures`), knows nothi
 charts are frequent: it is trained to tell a target's own chart from others that behave nearly like it (`oracle.contrasts`).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
@@ -13,7 +15,8 @@ from torch import Tensor, nn
 from weight_oracle.oracle.cells import SOURCE, Cells, centred, seen, seen_twice
 from weight_oracle.oracle.denoiser import Denoiser
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.mixtures import DRAWS, apart, beliefs
+from weight_oracle.truth.flowchart import FlowChart
+from weight_oracle.truth.mixtures import DRAWS, answered, apart, beliefs
 from weight_oracle.weights.encoder import Batch
 from weight_oracle.weights.interact import LEAST
 from weight_oracle.weights.respond import respond_to
@@ -106,3 +109,9 @@ class Reranker(Cells):
         if not self.hastened:
             self.compile(dynamic=False)
         self.hastened = True
+
+
+def fits(charts: Sequence[FlowChart], reranker: Reranker, responses: Float[Tensor, "C A"], domain: Domain) -> Float[Tensor, " n"]:
+    """A reranker's log-odds of some charts of one target."""
+    counts = torch.from_numpy(np.stack([answered(chart, domain) for chart in charts])).to(responses.device)
+    return reranker.compare(responses, counts, domain.symbols, domain.lengths[1]).cpu()

@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.bundle import load_oracle
-from weight_oracle.oracle.contrasts import Batches, Hard, contrasts_of, load_contrasts
+from weight_oracle.oracle.contrasts import Batches, Hard, contrasts_of, denoiser_of, load_contrasts
 from weight_oracle.oracle.denoiser import misread
 from weight_oracle.oracle.reranker import Reranker
 from weight_oracle.oracle.runs import Report, arguments_of, last_checkpoint
@@ -101,6 +101,8 @@ def train_reranker(
     if config.go_on:
         go_on_from(oracle.model.reranker, reranker, config.oracle)
     hard = Hard(config.hard, config.oracle) if config.hard else None
+    if hard:
+        denoiser_of(config.oracle)  # refused before anything is drawn
     about = config.seed, stage
     train, held = (
         [
