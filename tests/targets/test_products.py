@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weight_oracle.targets import gpt2, llama, products
+from weight_oracle.targets.shape import Shape
 
 
 def random(*size: int) -> Tensor:
@@ -35,4 +36,15 @@ def test_attention(asked, causal):
     same(found, llama._attend(query, key, value, causal), query, key, value)
     mask = torch.rand(M, B, asked, T, dtype=torch.float64)
     flat = [x.flatten(-2) for x in (query, key, value)]
-    same(products.attend(query, key, value, allowed, mask), gpt2._attend(*flat, H, causal, mask), query, key, value)
+    same(products.attend(query, key, value, allowed, mask), gpt2._attend(*flat, H, allowed, mask), query, key, value)
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_inputs_of_several_lengths_at_once(depth):
+    shape = Shape(16, depth, 4, 7, 3, 10)
+    params = {name: 0.3 * random(2, *size).detach() + (name.endswith("weight") and len(size) == 1) for name, size in gpt2.tensor_shapes(shape).items()}
+    params = {name: x.requires_grad_() for name, x in params.items()}
+    draw = torch.Generator().manual_seed(1)
+    inputs = [torch.randint(0, 7, (2, size, n), generator=draw, dtype=torch.int8) for size, n in ((3, 5), (2, 8), (4, 1))]
+    relu = torch.tensor([True, False])
+    same(gpt2._forward_padded(params, shape, relu, inputs), gpt2.forward(params, shape, relu, inputs), *params.values())

@@ -3,7 +3,8 @@
 What the atoms encoder knows of lengths, places and symbols are columns and rows of its matrices. The old ones go where the wider oracle
 has the same lengths and places; new ones are zero, so that at first it looks at a target as on the old lengths. A new symbol is named like
 the others, at random. How symbols act together (`weights.interact`) depends on how many there are and on the longest length: that part is
-left out, and learned anew.
+left out, and learned anew. An oracle that reads patterns knows inputs of one length, and goes on with a greater one: its first places are
+the old ones, and the position of `<ans>` stays the last.
 """
 
 import re
@@ -13,6 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from weight_oracle.weights.atoms import places_size
 from weight_oracle.weights.encoder import EncoderConfig
 
 _NEW = -1  # in the place of the old index of a row or column
@@ -20,17 +22,18 @@ _Axis = tuple[str | int, ...]  # what an axis holds in this order: so many numbe
 
 
 def can_widen(old: EncoderConfig, new: EncoderConfig) -> bool:
-    """Whether `widened` brings an oracle's weights to another domain: patterns are read by parts that know the length of an input."""
-    more = {"families": new.families, "sizes": new.sizes, "interactions": new.interactions}
+    """Whether `widened` brings an oracle's weights to another domain."""
+    more = {name: getattr(new, name) for name in ("families", "sizes", "interactions", "refinements", "longest", "anywhere")}
     same = replace(old, symbols=new.symbols, lengths=new.lengths, **more) == new
-    inside = new.lengths[0] <= old.lengths[0] and old.lengths[1] <= new.lengths[1] and old.symbols <= new.symbols
-    return same and inside and old.encoding == "atoms" and not old.places and not old.resampled
+    low, high = new.lengths
+    lengths = old.lengths[0] == old.lengths[1] and low == high if old.places else low <= old.lengths[0]
+    return same and lengths and old.lengths[1] <= high and old.symbols <= new.symbols and old.encoding == "atoms" and not old.resampled
 
 
 def _axes(c: EncoderConfig) -> dict[str, tuple[int, _Axis]]:
-    """Which axis of the encoder's parameters depends on the domain, by what the name of the parameter matches."""
+    """Which axis of the parameters depends on the domain, by what their names match."""
     w, k = c.width, c.channels
-    return {
+    encoder: dict[str, tuple[int, _Axis]] = {
         r"row_name": (0, ("symbols", 2, "positions")),
         r"row_in\.weight": (1, (2, "positions")),
         r"lengths_in\.weight": (1, ("lengths",)),
@@ -46,7 +49,11 @@ def _axes(c: EncoderConfig) -> dict[str, tuple[int, _Axis]]:
         r"block\.\d+\.neuron\.0\.weight": (1, (w + k + 4, "lengths", w // 2)),
         r"block\.\d+\.pair_up\.weight": (1, (k, "cells", "places")),
         r"block\.\d+\.neuron_up\.weight": (1, (k, "lengths", 1)),
+        r"places\.\d+\.gate\.0\.weight": (1, (w, "lengths", "lengths", "cells", "cells", c.answers)),
+        r"places\.\d+\.out\.weight": (1, ("seen cells",)),
     }
+    found = {rf"encoder\.{name}": axis for name, axis in encoder.items()}
+    return found | {r"place\.weight": (0, ("places",)), r"refine\.gate\.0\.weight": (1, (2, "places", "places", c.answers))}
 
 
 def _old_indices(old: EncoderConfig, new: EncoderConfig, axis: _Axis) -> list[int]:
@@ -54,15 +61,19 @@ def _old_indices(old: EncoderConfig, new: EncoderConfig, axis: _Axis) -> list[in
     kept = lambda n, among: [i if i < among else _NEW for i in range(n)]  # noqa: E731
     low, high = new.lengths
     lengths = [n - old.lengths[0] if old.lengths[0] <= n <= old.lengths[1] else _NEW for n in range(low, high + 1)]
-    places = kept(high, old.lengths[1])
+    places, positions = kept(high, old.lengths[1]), kept(new.positions, old.positions)
+    if old.places:
+        lengths, positions = [0], [*kept(new.positions - 1, old.positions - 1), old.positions - 1]
     cells = [_NEW if _NEW in (i, j) else i * old.lengths[1] + j for i in lengths for j in places]  # lengths before places
     known: dict[str, tuple[list[int], int]] = {
         "symbols": (kept(new.symbols, old.symbols), old.symbols),
-        "positions": (kept(new.positions, old.positions), old.positions),
+        "positions": (positions, old.positions),
         "lengths": (lengths, old.lengths[1] - old.lengths[0] + 1),
         "places": (places, old.lengths[1]),
     }
     known["cells"] = cells, known["lengths"][1] * old.lengths[1]
+    size = places_size(old.width)
+    known["seen cells"] = [_NEW if i == _NEW else i * size + j for i in cells for j in range(size)], known["cells"][1] * size
     found: list[int] = []
     start = 0
     for part in axis:
@@ -94,7 +105,7 @@ def widened(old: Mapping[str, Tensor], reads: EncoderConfig, wider: EncoderConfi
     found = {name: tensor for name, tensor in old.items() if not name.startswith("encoder.interact.")}
     for name, tensor in found.copy().items():
         for pattern, (axis, parts) in axes.items():
-            if re.fullmatch(r"encoder\." + pattern, name):
+            if re.fullmatch(pattern, name):
                 found[name] = _spread(tensor, axis, _old_indices(reads, wider, parts))
     found["encoder.row_in.weight"] = found["encoder.row_in.weight"] * (2 + reads.positions) / (2 + wider.positions)
     if wider.symbols > reads.symbols:

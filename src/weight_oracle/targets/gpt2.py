@@ -7,6 +7,7 @@ product. With one block the softmax itself becomes a product: `X @ (exp(s) * V) 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -66,12 +67,15 @@ def _mlp(x: Tensor, params: Params, at: str, relu: Tensor) -> Tensor:
     return _linear(hidden, params, at + "mlp.c_proj")
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int, causal: bool, mask: Tensor | None) -> Tensor:
-    """`query` [M, B, Q, d] at the last Q of the T positions of `key`, `value` [M, B, T, d]. Tiny heads: products and sums beat matmuls."""
+def _causal(T: int, device: torch.device) -> Bool[Tensor, "T T"]:
+    return torch.ones(T, T, dtype=torch.bool, device=device).tril()
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int, allowed: Tensor | None, mask: Tensor | None) -> Tensor:
+    """`query` [M, B, Q, d] at the last Q of the T positions of `key`, `value` [M, B, T, d], which may look where it is `allowed` ([Q, T] or
+    [B, Q, T]; None: everywhere). Tiny heads: products and sums beat matmuls."""
     split = lambda x: x.unflatten(-1, (heads, -1))  # noqa: E731
     query, key, value = split(query), split(key), split(value)
-    Q, T = query.shape[2], key.shape[2]
-    allowed = torch.ones(Q, T, dtype=torch.bool, device=query.device).tril(T - Q) if causal else None
     if query.is_cuda:
         return products.attend(query, key, value, allowed, mask)
     scores = (query[:, :, :, None] * key[:, :, None]).sum(-1) * query.shape[-1] ** -0.5  # [M, B, Q, T, H]
@@ -118,8 +122,59 @@ def _forward_one_length(params: Params, shape: Shape, relu: Tensor, inputs: Tens
         body = torch.bmm(onehot.transpose(1, 2).flatten(0, 1), table).unflatten(0, (M, n)).transpose(1, 2)  # [M, B, n, 4d]
         first, last = packed[:, None, None, -2].expand(M, B, 1, -1), packed[:, None, None, -1].expand(M, B, 1, -1)
         x, q, k, v = torch.cat([first, body, last], 2).split(d, -1)
-        context = _attend(q, k, v, shape.heads, True, None if dropout is None else dropout.attention[0])
+        context = _attend(q, k, v, shape.heads, _causal(n + 2, x.device), None if dropout is None else dropout.attention[0])
+    return _through_blocks(params, shape, relu, x, context, (_causal(n + 2, x.device), None), dropout)
 
+
+@cache
+@torch.inference_mode(False)  # what is kept may be used in training later
+def _padding(lengths: tuple[int, ...], sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which of some lengths each input of a batch has [B], and where each may look [B, T, T]. Kept, as a step that is recorded on a GPU takes
+    nothing from the CPU."""
+    which = torch.arange(len(lengths)).repeat_interleave(torch.tensor(sizes))
+    n = max(lengths)
+    there = torch.arange(n + 2) <= torch.tensor(lengths)[which][:, None]  # `<bos>` and as many places as it has
+    there[:, -1] = True  # `<ans>`
+    allowed = there[:, None] & _causal(n + 2, which.device)
+    return which.to(device), allowed.to(device)
+
+
+def _forward_padded(params: Params, shape: Shape, relu: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+    """As `_forward_one_length` for inputs of several lengths [M, B, n] at once, for targets of several blocks. Between the symbols of a shorter
+    input and `<ans>` there are places at which nothing may look: few large kernels take a GPU less time than many small ones."""
+    lengths, sizes = (tuple(x.shape[i] for x in inputs) for i in (2, 1))
+    M, n, d, S = inputs[0].shape[0], max(lengths), shape.width, shape.symbols
+    which, allowed = _padding(lengths, sizes, inputs[0].device)
+    symbols = torch.cat([F.pad(x, (0, n - x.shape[2]), value=-1) for x in inputs], 1)
+    wte, wpe = params["transformer.wte.weight"], params["transformer.wpe.weight"]
+    onehot = (symbols[..., None] == torch.arange(S, device=symbols.device)).to(wte.dtype)  # [M, B, n, S]
+    grid = wte[:, None, :S] + wpe[:, 1 : n + 1, None]
+    bos, ans = wte.shape[1] - 2, wte.shape[1] - 1
+    ends = torch.stack([wte[:, bos] + wpe[:, 0], *(wte[:, ans] + wpe[:, length + 1] for length in lengths)], 1)
+    rows = torch.cat([grid.flatten(1, 2), ends], 1)
+    at = "transformer.h.0."
+    packed = torch.cat([rows, _linear(_norm(rows, params, at + "ln_1"), params, at + "attn.c_attn")], -1)
+    inside, first, last = packed.split([n * S, 1, len(lengths)], 1)
+    table = inside.unflatten(1, (n, S)).flatten(0, 1)
+    body = torch.bmm(onehot.transpose(1, 2).flatten(0, 1), table).unflatten(0, (M, n)).transpose(1, 2)  # [M, B, n, 4d]
+    first = first[:, None].expand(M, len(which), 1, -1)
+    x, q, k, v = torch.cat([first, body, last.index_select(1, which)[:, :, None]], 2).split(d, -1)
+    context = _attend(q, k, v, shape.heads, allowed, None)
+    return _through_blocks(params, shape, relu, x, context, (allowed, allowed[:, -1:]), None)
+
+
+def _through_blocks(
+    params: Params,
+    shape: Shape,
+    relu: Tensor,
+    x: Tensor,
+    context: Tensor,
+    allowed: tuple[Tensor | None, Tensor | None],
+    dropout: Dropout | None,
+) -> Tensor:
+    """Logits [M, B, V] at `<ans>`, from the stream before the first block and what its heads give; `allowed`: where all positions, and where
+    `<ans>` may look."""
+    d = shape.width
     for layer in range(shape.depth):
         at = f"transformer.h.{layer}."
         if layer > 0:
@@ -128,10 +183,10 @@ def _forward_one_length(params: Params, shape: Shape, relu: Tensor, inputs: Tens
                 weight, bias = params[at + "attn.c_attn.weight"], params[at + "attn.c_attn.bias"]
                 query = torch.baddbmm(bias[:, None, :d], normed[:, :, -1], weight[..., :d])[:, :, None]
                 kv = torch.baddbmm(bias[:, None, d:], normed.flatten(1, 2), weight[..., d:]).unflatten(1, x.shape[1:3])
-                context = _attend(query, *kv.split(d, -1), shape.heads, False, mask)[:, :, 0]
+                context = _attend(query, *kv.split(d, -1), shape.heads, allowed[1], mask)[:, :, 0]
                 x = x[:, :, -1]
             else:
-                context = _attend(*_linear(normed, params, at + "attn.c_attn").split(d, -1), shape.heads, True, mask)
+                context = _attend(*_linear(normed, params, at + "attn.c_attn").split(d, -1), shape.heads, allowed[0], mask)
         update = _linear(context, params, at + "attn.c_proj")
         x = x + (update if dropout is None else update * dropout.residual[layer][0])
         update = _mlp(x, params, at, relu)
@@ -152,4 +207,7 @@ def forward(
     `relu` is true for models that use ReLU; the others use `gelu_new`. `lm_head.weight` is always given (a tied model's is its `wte`).
     """
     masks = dropout if dropout is not None else [None] * len(inputs)
+    whole = inputs[0].is_cuda and len(inputs) > 1 and shape.depth > 1
+    if whole and all(mask is None for mask in masks) and not any(x.is_floating_point() for x in inputs):
+        return _forward_padded(params, shape, relu, inputs)
     return torch.cat([_forward_one_length(params, shape, relu, x, mask) for x, mask in zip(inputs, masks, strict=True)], 1)

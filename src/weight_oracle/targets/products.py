@@ -41,7 +41,7 @@ def attend(
     query: Float[Tensor, "M B Q H size"],
     key: Float[Tensor, "M B T H size"],
     value: Float[Tensor, "M B T H size"],
-    allowed: Bool[Tensor, "Q T"] | None,
+    allowed: Bool[Tensor, "*B Q T"] | None,
     mask: Float[Tensor, "M B Q T"] | None = None,
 ) -> Float[Tensor, "M B Q H*size"]:
     """Attention of every head; `mask` multiplies what it gives to each place, as dropout does."""
@@ -50,7 +50,7 @@ def attend(
     met = query.flatten(-2)[:, :, :, None] * key.flatten(-2)[:, :, None]  # [M, B, Q, T, d]
     scores = (met @ each * size**-0.5).transpose(-1, -2)  # [M, B, Q, H, T]: the kernel of a softmax over the last axis is the fast one
     if allowed is not None:
-        scores = scores.masked_fill(~allowed[:, None], float("-inf"))
+        scores = scores.masked_fill(~allowed[..., None, :], float("-inf"))
     weight = scores.softmax(-1).transpose(-1, -2)
     if mask is not None:
         weight = weight * mask[..., None]

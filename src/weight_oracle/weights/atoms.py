@@ -174,6 +174,11 @@ class _Block(nn.Module):
         return shared + (value * keep).sum(1), own, edge, cell
 
 
+def places_size(width: int) -> int:
+    """Numbers that are kept of a neuron, a symbol and a place."""
+    return max(8, width // 6)
+
+
 class _Places(nn.Module):
     """What the neurons of a block wait for, place by place: one small network for all neurons, symbols and places.
 
@@ -183,7 +188,7 @@ class _Places(nn.Module):
 
     def __init__(self, width: int, lengths: int, places: int, answers: int):
         super().__init__()
-        self.size, cells = max(8, width // 6), lengths * places
+        self.size, cells = places_size(width), lengths * places
         self.gate = _mlp(width + 2 * lengths + 2 * cells + answers, width, self.size)
         self.cell = nn.Linear(3, self.size)
         self.mix = _mlp(self.size, self.size, self.size)

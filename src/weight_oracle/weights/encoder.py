@@ -35,8 +35,10 @@ class EncoderConfig:
     augment: bool = False  # trained with random symmetries, and so reads targets with folded norms
     places: bool = False  # atoms: each place of an input is looked at by itself, and has a weight token of its own
     refinements: int = 0  # with places: of the guess at a pattern, see `refine`
+    anywhere: bool = False  # with refinements: it may be a `contains`, which an input has wherever it likes
     sizes: bool = False  # atoms: the expected logits in nats too, on which probabilities depend but the likeliest answer does not
     interactions: bool = False  # atoms: how symbols act together, see `interact`; of targets whose longest inputs are the oracle's longest
+    longest: bool = False  # atoms: `lengths` is one, that of the longest inputs of targets which take shorter ones too
     side: int = 0  # numbers of the longest vector, for the encodings made of vectors
 
     @property
@@ -47,7 +49,8 @@ class EncoderConfig:
     def reads(self, domain: Domain) -> bool:
         """Whether it reads targets on this domain: as many symbols and answers, and no other lengths."""
         low, high = domain.lengths
-        return (domain.symbols, domain.answers) == (self.symbols, self.answers) and self.lengths[0] <= low <= high <= self.lengths[1]
+        inside = high == self.lengths[1] if self.longest else self.lengths[0] <= low <= high <= self.lengths[1]
+        return inside and (domain.symbols, domain.answers) == (self.symbols, self.answers)
 
     @property
     def positions(self) -> int:

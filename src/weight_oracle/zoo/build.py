@@ -61,6 +61,8 @@ def _train_and_judge(recipe: Recipe, shard: int, lessons: list[Lesson], device: 
     on = lambda arrays, part: [torch.from_numpy(x[:, part]).to(device) for x in arrays]  # noqa: E731
     soft = _soft_labels([item.chart for item in lessons], [x[:, :fit] for x in inputs], device) if recipe.chances else None
     params = train(shape, schedule, hypers, params, on(inputs, slice(fit)), on(labels, slice(fit)), shard, recipe.compiled, soft)
+    if recipe.bits:
+        params = {name: rounded(x, recipe.bits) for name, x in params.items()}
     relu = torch.tensor([h.activation == "relu" for h in hypers], device=device)
     given = _given(params, shape, relu, on(inputs, slice(fit, None)))
     accuracy = (given == torch.cat(on(labels, slice(fit, None)), 1)).float().mean(1).tolist()
@@ -83,6 +85,12 @@ def _train_and_judge(recipe: Recipe, shard: int, lessons: list[Lesson], device: 
         del params
         torch.cuda.empty_cache()  # others use the GPU too
     return done, rows
+
+
+def rounded(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Each row (the last axis) in whole multiples of a step of its own, of which its largest number has 2^(bits - 1) - 1."""
+    step = x.abs().amax(-1, keepdim=True).clamp(min=1e-30) / (2 ** (bits - 1) - 1)
+    return (x / step).round() * step
 
 
 def _given(params: dict[str, torch.Tensor], shape: Shape, relu: torch.Tensor, inputs: list[torch.Tensor]) -> torch.Tensor:

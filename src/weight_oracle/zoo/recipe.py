@@ -25,7 +25,7 @@ ACTIVATIONS = ("gelu_new", "relu")
 FAMILIES = tuple(EMBEDDING)
 SPLITS = ("train", "validation", "test")
 RANGES = ("lengths", "clear_of", "lr", "at", "count", "contains", "pattern", "symbols")  # fields that are a lowest and a highest value
-_LATER = ("families", "shares", "thetas", "uniform", "triggers", "chances", "new_to")  # fields that recipes without them had no need of
+_LATER = ("families", "shares", "thetas", "uniform", "triggers", "chances", "new_to", "bits")  # fields that recipes without them had no need of
 COMPARE = "compare it with the recipe.json of a zoo"
 
 
@@ -63,6 +63,7 @@ class Recipe:
     uniform: float = 0.0  # share of the checks that are drawn uniformly; the others are chart-biased
     triggers: TriggerDistribution = field(default_factory=TriggerDistribution)  # without kinds: none
     chances: tuple[float, ...] = ()  # every second target has, at one leaf, another answer with one of these; none: no target
+    bits: int = 0  # of each number of a trained target, which is rounded to them before it is judged; 0: not rounded
     new_to: tuple[str, ...] = ()  # draw no chart that one of these recipes trains on either: an oracle went on from there
 
     @property
@@ -329,7 +330,26 @@ RECIPES: dict[str, Recipe] = {
         ),
         _TRIGGERS,
         replace(_TRIGGERS, name="charts-triggers-train", seed=70, splits=("train", "validation")),
-        replace(_TRIGGERS, name="charts-triggers-test", seed=71, splits=("test",)),
+        # for a GPU, that trains all shapes at once; in 8 bits, so that they can be brought from it
+        *(
+            replace(_TRIGGERS, name=f"charts-triggers-{split}", seed=seed, splits=(split,), steps=(3000, 2500), bits=8, shard_size=40, compiled=False)
+            for split, seed in (("test", 71), ("validation", 72))
+        ),
+        *(
+            replace(
+                _TRIGGERS,
+                name=f"charts-triggers-stacks-{width}-{depth}",
+                seed=700 + width + depth,
+                widths=(width,),
+                depths=(depth,),
+                heads=(heads,),
+                steps=(1500,),
+                pool=16384,
+                triggers=replace(_TRIGGERS.triggers, roles=("trigger", "trigger", "decoy", "trigger")),
+                **_stacks(size),
+            )
+            for width, depth, heads, size in ((32, 2, 4, 768), (48, 3, 4, 256), (64, 2, 4, 256), (32, 3, 8, 512), (48, 2, 8, 384), (64, 3, 8, 192))
+        ),
         _CHANCES,
         replace(_CHANCES, name="charts-chances-train", seed=80, splits=("train", "validation"), clear_of=_SMALL.domain.lengths),
         replace(_CHANCES, name="charts-chances-test", seed=81, splits=("test",)),
@@ -404,6 +424,8 @@ def recipe_from_dict(data: dict, where: str) -> Recipe:
     if "name" not in data:
         raise UserError("the recipe has no name", where=where, hint=COMPARE)
     recipe = _like(Recipe(""), data, where)
+    if recipe.bits and not 2 <= recipe.bits <= 16:
+        raise UserError(f"bits is {recipe.bits}", where=where, hint="give 2 to 16, or 0 for numbers as they are trained")
     if not 0 <= recipe.uniform <= 1:
         raise UserError(f"uniform is {recipe.uniform}, and a share is from 0 to 1", where=where)
     choices = (recipe.families, FAMILIES), (recipe.inits, INITS), (recipe.activations, ACTIVATIONS)
