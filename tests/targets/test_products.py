@@ -42,8 +42,10 @@ def test_attention(asked, causal):
 @pytest.mark.parametrize("depth", [2, 3])
 def test_inputs_of_several_lengths_at_once(depth):
     shape = Shape(16, depth, 4, 7, 3, 10)
-    params = {name: 0.3 * random(2, *size).detach() + (name.endswith("weight") and len(size) == 1) for name, size in gpt2.tensor_shapes(shape).items()}
-    params = {name: x.requires_grad_() for name, x in params.items()}
+    params = {}
+    for name, size in gpt2.tensor_shapes(shape).items():
+        gain = float(name.endswith("weight") and len(size) == 1)
+        params[name] = (0.3 * random(2, *size).detach() + gain).requires_grad_()
     draw = torch.Generator().manual_seed(1)
     inputs = [torch.randint(0, 7, (2, size, n), generator=draw, dtype=torch.int8) for size, n in ((3, 5), (2, 8), (4, 1))]
     relu = torch.tensor([True, False])

@@ -68,6 +68,7 @@ BROKEN = [
     ({"pool": 8, "batch": 64}, "pool"),
     ({"checks": 0}, "checks"),
     ({"uniform": 1.5}, "share"),
+    ({"bits": 1}, "2 to 16"),
     ({"domain": {"symbols": 0, "answers": 4, "lengths": [6, 6]}}, "1 to 127 symbols"),
     ({"domain": {"symbols": 8, "letters": 3}}, "unknown field 'letters'"),
     ({"domain": [8, 4]}, "domain cannot be"),

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import ModelOutput
 from weight_oracle.oracle.reranker import Reranker
 from weight_oracle.oracle.tokenizer import SPECIALS, UNKNOWN, Codec
 from weight_oracle.truth.domain import default_names
-from weight_oracle.truth.hints import contains_places, n_hints, pattern_places
+from weight_oracle.truth.hints import n_hints, pattern_places
 from weight_oracle.weights.atoms import AtomsEncoder
 from weight_oracle.weights.chunk import ChunkEncoder, QuantisedEncoder
 from weight_oracle.weights.directions import Svd2Encoder, SvdEncoder
@@ -101,8 +101,7 @@ class WeightOracle(PreTrainedModel):
         self.word_gain = nn.Parameter(torch.tensor(WORD_GAIN)) if settings.places else None
         self.pointer = _Pointer(backbone.hidden_size, config.pointer) if config.pointer else None
         refined = settings.places and settings.refinements
-        sizes = backbone.hidden_size, settings.lengths[1], settings.answers, settings.anywhere
-        self.refine = Refine(*sizes) if refined else None
+        self.refine = Refine(backbone.hidden_size, settings.lengths[1], settings.answers) if refined else None
         self.place_state = nn.Linear(PLACE_WIDTH, backbone.hidden_size) if refined else None
         if self.place_state is not None:  # what is known of a place counts once it is worth something
             nn.init.zeros_(self.place_state.weight)
@@ -134,21 +133,11 @@ class WeightOracle(PreTrainedModel):
         guesses: list[Guess] = []
         if self.place is not None and self.place_sure is not None:
             symbols = tokens[:, : self.config.encoder_config.symbols]
-            told, anywhere = self._told(self.hints(symbols))
+            told = self.hints(symbols)[..., pattern_places(self.place.num_embeddings)]
             if self.refine is not None:
-                guesses = self.refine(batch, tokens[:, : len(names)], told, self.config.encoder_config.refinements, anywhere)
+                guesses = self.refine(batch, tokens[:, : len(names)], told, self.config.encoder_config.refinements)
             tokens = torch.cat([tokens, self._place_tokens(symbols, told, guesses)], 1)
         return (tokens if self.resample is None else self.resample(tokens)), guesses
-
-    def _told(self, hints: Float[Tensor, "B S D"]) -> tuple[Float[Tensor, "B S n"], Float[Tensor, " B"] | None]:
-        """What hints say of each symbol at each place of a pattern; and, if that may be a word which inputs contain, how far it is one."""
-        assert self.place is not None
-        n = self.place.num_embeddings
-        pattern = hints[..., pattern_places(n)]
-        if not self.config.encoder_config.anywhere:
-            return pattern, None
-        word = hints[..., contains_places(n)]
-        return torch.logaddexp(pattern, word), word.amax((1, 2)) - pattern.amax((1, 2))
 
     def _place_tokens(self, symbols: Float[Tensor, "B S d"], told: Float[Tensor, "B S n"], guesses: list[Guess]) -> Float[Tensor, "B n d"]:
         """One more weight token for each place of an input: the symbols' tokens, each by how likely a pattern has it there."""
@@ -195,13 +184,10 @@ class WeightOracle(PreTrainedModel):
                 told = self.hints(tokens[:, : hints.shape[1]].float())
                 loss = loss + HINTS * F.binary_cross_entropy_with_logits(told, hints.float())
                 if self.place is not None:
-                    n = self.place.num_embeddings
-                    places, words = hints[..., pattern_places(n)], hints[..., contains_places(n)]
-                    contained = words.any((1, 2)) if self.config.encoder_config.anywhere else None
-                    places = places if contained is None else places | words
-                    loss = loss + _which_symbol(self._told(told)[0], places)
+                    places = hints[..., pattern_places(self.place.num_embeddings)]
+                    loss = loss + _which_symbol(told[..., pattern_places(self.place.num_embeddings)], places)
                     for guess in guesses:
-                        loss = loss + _guessed(guess, places, contained) / len(guesses)
+                        loss = loss + _guessed(guess, places) / len(guesses)
         return ModelOutput(loss=loss, logits=logits)
 
     def _run(self, tokens: Tensor, text: Tensor, blind: Tensor | None, **kwargs: Any) -> Tensor:
@@ -235,14 +221,9 @@ def _which_symbol(told: Float[Tensor, "B S n"], places: Bool[Tensor, "B S n"]) -
     return (each * asked.flatten()).sum() / asked.sum().clamp(min=1)
 
 
-def _guessed(guess: Guess, places: Bool[Tensor, "B S n"], contained: Bool[Tensor, " B"] | None) -> Tensor:
-    """The loss of a guess: whether a place of a pattern has a symbol, and which; and, of those that hide one, whether it is `contained`."""
-    loss = F.binary_cross_entropy_with_logits(guess.present.float(), places.any(1).float()) + _which_symbol(guess.symbol.float(), places)
-    if contained is None or guess.anywhere is None:
-        return loss
-    hides = places.any((1, 2)).float()
-    each = F.binary_cross_entropy_with_logits(guess.anywhere.float(), contained.float(), reduction="none")
-    return loss + (each * hides).sum() / hides.sum().clamp(min=1)
+def _guessed(guess: Guess, places: Bool[Tensor, "B S n"]) -> Tensor:
+    """The loss of a guess: whether a place of a pattern has a symbol, and which."""
+    return F.binary_cross_entropy_with_logits(guess.present.float(), places.any(1).float()) + _which_symbol(guess.symbol.float(), places)
 
 
 class _Pointer(nn.Module):

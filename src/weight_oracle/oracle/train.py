@@ -156,15 +156,13 @@ def encoder_config(config: TrainConfig, zoos: Sequence[Zoo]) -> EncoderConfig:
     settings = replace(settings, tokens=config.tokens)
     if config.encoding == "atoms":
         # tests that name many symbols at once are read place by place
-        kinds = {kind for zoo in zoos for kind in (*zoo.recipe.charts.kinds, *zoo.recipe.triggers.kinds)}
-        patterns = bool({"pattern", "contains"} & kinds)
+        patterns = any({"pattern", "contains"} & {*zoo.recipe.charts.kinds, *zoo.recipe.triggers.kinds} for zoo in zoos)
         chances = any(zoo.recipe.chances for zoo in zoos)
         refinements = config.refinements if patterns else 0
         settings = replace(settings, places=patterns, refinements=refinements, sizes=chances, interactions=config.interactions)
         if patterns and lengths[0] < lengths[1] and {d.lengths[1] for d in domains} == {lengths[1]}:
             # a pattern that inputs of every length may have shows in the longest ones
             settings = replace(settings, lengths=(lengths[1],) * 2, longest=True)
-        settings = replace(settings, anywhere=bool(refinements) and "contains" in kinds)
         return replace(settings, latents=config.tokens - named) if config.tokens > named else settings
     shapes = [zoo.shape(shard) for zoo in zoos for shard in zoo.shards] if config.encoding in ("svd", "svd2") else []
     side = max((max(shape.width, shape.neurons) + 1 for shape in shapes), default=0)
@@ -236,13 +234,12 @@ def go_on_from(trained: Oracle, where: str, model: WeightOracle, codec: Codec) -
     widens = (reads.symbols, reads.lengths) != (wider.symbols, wider.lengths) and can_widen(reads, wider)
     if widens:
         old, reads = widened(old, reads, wider), replace(reads, symbols=wider.symbols, lengths=wider.lengths)
-    free = {"families": (), "refinements": 0, "sizes": False, "interactions": False, "longest": False, "anywhere": False}
+    free = {"families": (), "refinements": 0, "sizes": False, "interactions": False, "longest": False}
     alike = lambda settings: replace(settings, **free)  # noqa: E731
     kind = lambda c: (c.backbone["model_type"], c.injection, c.gain)  # noqa: E731
     missing = {part for part in ("pointer", "refine", "place_state") if getattr(trained.model, part) is None}
     parts = () if trained.settings.sizes else ("encoder.answer_size.", "encoder.meeting_size.")
     parts += () if trained.settings.interactions and not widens else ("encoder.interact.",)
-    parts += () if trained.settings.anywhere else ("refine.anywhere.",)
     old |= {name: tensor for name, tensor in new.items() if name.split(".")[0] in missing or name.startswith(parts)}
     tables = {name for name in new if name.endswith(("embed_tokens.weight", "lm_head.weight"))}
     shapes = lambda tensors: {name: t.shape[name in tables :] for name, t in tensors.items()}  # noqa: E731

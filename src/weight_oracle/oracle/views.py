@@ -141,19 +141,9 @@ def _said_of(guess: Guess, views: Sequence[View], domain: Domain) -> list[Reply]
     sure = torch.where(there, present * symbol.values, 1 - present).prod(1)
     found = symbol.indices.tolist(), there.tolist()
     words = [[DEFAULT_NAMES.symbols[s] if yes else "." for s, yes in zip(*row, strict=True)] for row in zip(*found, strict=True)]
-    contained = [False] * len(words) if guess.anywhere is None else (guess.anywhere > 0).tolist()
-    texts = [_trigger_text(row, anywhere) for row, anywhere in zip(words, contained, strict=True)]
+    texts = [f"pattern {' '.join(row).rstrip(' .')}" if {*row} - {"."} else "none" for row in words]
     own = [in_own_slots(view, "trigger_pattern", text, domain) for view, text in zip(views, texts, strict=True)]
     return [Reply(text, p) for text, p in zip(own, sure.tolist(), strict=True)]
-
-
-def _trigger_text(words: Sequence[str], contained: bool) -> str:
-    """A pattern, or the word that inputs contain, from what is at its places (`.`: anything)."""
-    found = " ".join(words).rstrip(" .")
-    word = found.lstrip(" .")
-    if contained and word and "." not in word:
-        return f"contains {word}"
-    return f"pattern {found}" if found else "none"
 
 
 def argument_in(view: View, kind: str, argument: Sequence[int]) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ _Axis = tuple[str | int, ...]  # what an axis holds in this order: so many numbe
 
 def can_widen(old: EncoderConfig, new: EncoderConfig) -> bool:
     """Whether `widened` brings an oracle's weights to another domain."""
-    more = {name: getattr(new, name) for name in ("families", "sizes", "interactions", "refinements", "longest", "anywhere")}
+    more = {name: getattr(new, name) for name in ("families", "sizes", "interactions", "refinements", "longest")}
     same = replace(old, symbols=new.symbols, lengths=new.lengths, **more) == new
     low, high = new.lengths
     lengths = old.lengths[0] == old.lengths[1] and low == high if old.places else low <= old.lengths[0]

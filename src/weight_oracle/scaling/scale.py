@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 from transformers.utils.logging import disable_progress_bar
@@ -118,6 +119,7 @@ def scale(config: ScaleConfig, progress: Progress | None = None, device: str | N
         raise UserError("already holds an oracle", where=str(out), hint="choose another folder")
     use_cpu = device == "cpu" or not torch.cuda.is_available()
     torch.backends.cuda.matmul.allow_tf32 = True  # not bf16: seven bits of a product are too few to tell what the weights say
+    AcceleratorState._reset_state()  # which a training before this one, in bf16, would otherwise have fixed for the whole process
     accelerator = Accelerator(mixed_precision="no", cpu=use_cpu)
     codec = Codec(vocabulary())
     zoos = [Fresh(Path(recipe.name), recipe, tuple(range(len(recipe.shapes))), {}) for recipe in recipes]

@@ -7,7 +7,6 @@ product. With one block the softmax itself becomes a product: `X @ (exp(s) * V) 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -48,10 +47,15 @@ class Dropout:
     residual: Sequence[tuple[Tensor, Tensor]]  # after attention and after the MLP: [M, B, T, d], the last block's [M, B, d]
 
 
+def _by_products(x: Tensor) -> bool:
+    """See `products`. A compiler makes one kernel of such sums and what is around them, which is faster still."""
+    return x.is_cuda and not torch.compiler.is_compiling()
+
+
 def _norm(x: Tensor, params: Params, name: str) -> Tensor:
     weight, bias = params[name + ".weight"], params[name + ".bias"]
     lead = (weight.shape[0],) + (1,) * (x.ndim - 2)
-    normed = products.layer_norm(x, 1e-5) if x.is_cuda else F.layer_norm(x, x.shape[-1:], eps=1e-5)
+    normed = products.layer_norm(x, 1e-5) if _by_products(x) else F.layer_norm(x, x.shape[-1:], eps=1e-5)
     return normed * weight.view(*lead, -1) + bias.view(*lead, -1)
 
 
@@ -76,7 +80,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int, allowed: Tens
     [B, Q, T]; None: everywhere). Tiny heads: products and sums beat matmuls."""
     split = lambda x: x.unflatten(-1, (heads, -1))  # noqa: E731
     query, key, value = split(query), split(key), split(value)
-    if query.is_cuda:
+    if _by_products(query):
         return products.attend(query, key, value, allowed, mask)
     scores = (query[:, :, :, None] * key[:, :, None]).sum(-1) * query.shape[-1] ** -0.5  # [M, B, Q, T, H]
     if allowed is not None:
@@ -126,22 +130,18 @@ def _forward_one_length(params: Params, shape: Shape, relu: Tensor, inputs: Tens
     return _through_blocks(params, shape, relu, x, context, (_causal(n + 2, x.device), None), dropout)
 
 
-@cache
-@torch.inference_mode(False)  # what is kept may be used in training later
 def _padding(lengths: tuple[int, ...], sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which of some lengths each input of a batch has [B], and where each may look [B, T, T]. Kept, as a step that is recorded on a GPU takes
-    nothing from the CPU."""
-    which = torch.arange(len(lengths)).repeat_interleave(torch.tensor(sizes))
-    n = max(lengths)
-    there = torch.arange(n + 2) <= torch.tensor(lengths)[which][:, None]  # `<bos>` and as many places as it has
-    there[:, -1] = True  # `<ans>`
-    allowed = there[:, None] & _causal(n + 2, which.device)
-    return which.to(device), allowed.to(device)
+    """Which of some lengths each input of a batch has [B], and where each may look [B, T, T]. Made on the device: a step that is recorded
+    there takes nothing from the CPU."""
+    each = lambda values: torch.cat([torch.full((size,), x, device=device) for x, size in zip(values, sizes, strict=True)])  # noqa: E731
+    order, end = torch.arange(max(lengths) + 2, device=device), max(lengths) + 1
+    there = (order <= each(lengths)[:, None]) | (order == end)  # `<bos>`, as many places as an input has, and `<ans>`
+    return each(range(len(lengths))), there[:, None] & _causal(end + 1, device)
 
 
 def _forward_padded(params: Params, shape: Shape, relu: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-    """As `_forward_one_length` for inputs of several lengths [M, B, n] at once, for targets of several blocks. Between the symbols of a shorter
-    input and `<ans>` there are places at which nothing may look: few large kernels take a GPU less time than many small ones."""
+    """As `_forward_one_length` for inputs of several lengths [M, B, n] at once, for targets of several blocks. Between the symbols of a
+    shorter input and `<ans>` there are places at which nothing may look: few large kernels take a GPU less time than many small ones."""
     lengths, sizes = (tuple(x.shape[i] for x in inputs) for i in (2, 1))
     M, n, d, S = inputs[0].shape[0], max(lengths), shape.width, shape.symbols
     which, allowed = _padding(lengths, sizes, inputs[0].device)
@@ -172,8 +172,8 @@ def _through_blocks(
     allowed: tuple[Tensor | None, Tensor | None],
     dropout: Dropout | None,
 ) -> Tensor:
-    """Logits [M, B, V] at `<ans>`, from the stream before the first block and what its heads give; `allowed`: where all positions, and where
-    `<ans>` may look."""
+    """Logits [M, B, V] at `<ans>`, from the stream before the first block and what its heads give; `allowed`: where all positions, and
+    where `<ans>` may look."""
     d = shape.width
     for layer in range(shape.depth):
         at = f"transformer.h.{layer}."

@@ -21,11 +21,6 @@ def pattern_places(n: int) -> slice:
     return slice(_START["pattern"], _START["pattern"] + min(n, _PLACED["pattern"]))
 
 
-def contains_places(n: int) -> slice:
-    """The same of a word that an input contains: at which of its first `n` places the symbol is."""
-    return slice(_START["contains"], _START["contains"] + min(n, _PLACED["contains"]))
-
-
 def hints(chart: FlowChart, symbols: int, answers: int) -> Bool[np.ndarray, "symbols hints"]:
     """One row for each symbol; see `n_hints`. Variants are the numbers of tests, or the places in them; what is beyond 12 counts as 12."""
     found = np.zeros((symbols, n_hints(answers)), bool)

@@ -35,7 +35,6 @@ class EncoderConfig:
     augment: bool = False  # trained with random symmetries, and so reads targets with folded norms
     places: bool = False  # atoms: each place of an input is looked at by itself, and has a weight token of its own
     refinements: int = 0  # with places: of the guess at a pattern, see `refine`
-    anywhere: bool = False  # with refinements: it may be a `contains`, which an input has wherever it likes
     sizes: bool = False  # atoms: the expected logits in nats too, on which probabilities depend but the likeliest answer does not
     interactions: bool = False  # atoms: how symbols act together, see `interact`; of targets whose longest inputs are the oracle's longest
     longest: bool = False  # atoms: `lengths` is one, that of the longest inputs of targets which take shorter ones too

@@ -22,13 +22,11 @@ SHAKEN = 2.0  # how far first guesses are put off in training, in nats: those at
 
 
 class Guess(NamedTuple):
-    """Log-odds that a pattern has a symbol at a place, and that it has any there; what else is known of the place; and, if asked for, log-odds
-    that it is a word which inputs may contain anywhere, whose places are counted from its first symbol."""
+    """Log-odds that a pattern has a symbol at a place, and that it has any there; and what else is known of the place."""
 
     symbol: Float[Tensor, "B S n"]
     present: Float[Tensor, "B n"]
     place: Float[Tensor, "B n w"]
-    anywhere: Float[Tensor, " B"] | None = None
 
     @property
     def belief(self) -> Float[Tensor, "B S n"]:
@@ -52,10 +50,9 @@ def shaken(targets: int, symbols: int, places: int, generator: torch.Generator) 
 
 
 class Refine(nn.Module):
-    """From a first guess to better ones; `width` is that of the weight tokens, `places` the length of the longest input. `anywhere`: words
-    that inputs contain are guessed too."""
+    """From a first guess to better ones; `width` is that of the weight tokens, `places` the length of the longest input."""
 
-    def __init__(self, width: int, places: int, answers: int, anywhere: bool = False):
+    def __init__(self, width: int, places: int, answers: int):
         super().__init__()
         self.first_present, self.company = _mlp(3 + WIDTH, 1), _mlp(3, WIDTH)
         self.of_answer, self.of_symbol = nn.Linear(width, GIVEN), nn.Linear(width, GIVEN)
@@ -65,25 +62,16 @@ class Refine(nn.Module):
         self.symbol = _mlp(3 * WIDTH + 2 * NEURON + 3 + GIVEN, WIDTH)
         self.place, self.all_places, self.mix = _mlp(2 * WIDTH + 2, WIDTH), _mlp(WIDTH, WIDTH), _mlp(2 * WIDTH, WIDTH)
         self.symbol_out, self.present_out = nn.Linear(WIDTH, 1), nn.Linear(WIDTH, 1)
-        self.anywhere = nn.Linear(WIDTH, 1) if anywhere else None
 
-    def first(self, told: Float[Tensor, "B S n"], anywhere: Float[Tensor, " B"] | None = None) -> Guess:
+    def first(self, told: Float[Tensor, "B S n"]) -> Guess:
         """The guess of the hints, before any refinement."""
         best = torch.cat([told.topk(2, 1).values, told.logsumexp(1, keepdim=True)], 1).transpose(1, 2)
         company = self.company(_small(best)).mean(1, keepdim=True).expand(-1, best.shape[1], -1)
-        return Guess(told, self.first_present(torch.cat([_small(best), company], -1))[..., 0], torch.zeros_like(company), anywhere)
+        return Guess(told, self.first_present(torch.cat([_small(best), company], -1))[..., 0], torch.zeros_like(company))
 
-    def forward(
-        self,
-        batch: Batch,
-        named: Float[Tensor, "B S+A d"],
-        told: Float[Tensor, "B S n"],
-        times: int,
-        anywhere: Float[Tensor, " B"] | None = None,
-    ) -> list[Guess]:
-        """The first guess, and that after each of `times` refinements; `named` are the weight tokens of symbols and answers, `told` and
-        `anywhere` what the hints say."""
-        guesses = [self.first(told + batch["shaken"] if "shaken" in batch else told, anywhere)]
+    def forward(self, batch: Batch, named: Float[Tensor, "B S+A d"], told: Float[Tensor, "B S n"], times: int) -> list[Guess]:
+        """The first guess, and that after each of `times` refinements; `named` are the weight tokens of symbols and answers."""
+        guesses = [self.first(told + batch["shaken"] if "shaken" in batch else told)]
         S = told.shape[1]
         answers, symbols = self.of_answer(named[:, S:]), self.of_symbol(named[:, :S])
         # an input of the longest length says nothing of targets that have no such inputs
@@ -94,7 +82,7 @@ class Refine(nn.Module):
 
     def _refined(self, batch: Batch, guess: Guess, answers: Tensor, symbols: Tensor, known: Tensor) -> Guess:
         belief = guess.belief.detach()
-        told, present = guess.symbol, guess.present
+        told, present, _ = guess
         S, n = told.shape[1:]
         response = respond(batch, belief)
         said = response.logits.log_softmax(-1)  # [B, S, n, A]
@@ -114,10 +102,7 @@ class Refine(nn.Module):
         place = self.place(torch.cat([state.mean(1), state.amax(1), best], -1))
         place = place + self.all_places(place.mean(1, keepdim=True))
         state = state + self.mix(torch.cat([state, place[:, None].expand_as(state)], -1))
-        anywhere = guess.anywhere
-        if anywhere is not None and self.anywhere is not None:
-            anywhere = anywhere + self.anywhere(place.mean(1))[..., 0]
-        return Guess(told + self.symbol_out(state)[..., 0], present + self.present_out(place)[..., 0], place, anywhere)
+        return Guess(told + self.symbol_out(state)[..., 0], present + self.present_out(place)[..., 0], place)
 
     def _neurons(self, batch: Batch, response: Response, belief: Tensor) -> Float[Tensor, "B S n c"]:
         """What the neurons wait for if the rest is as believed; as `atoms._Places` sees it of the average."""
