@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from weight_oracle.oracle.data import pick
 from weight_oracle.oracle.model import ENCODERS
 from weight_oracle.oracle.train import TrainConfig, go_on_from, new_oracle
 from weight_oracle.oracle.widen import can_widen, like_others, widened
+from weight_oracle.scaling.pool import Fresh
 from weight_oracle.targets.stack import stack_targets
+from weight_oracle.truth.domain import Domain
 from weight_oracle.weights.encoder import EncoderConfig
-from weight_oracle.zoo.recipe import recipe_from_dict
+from weight_oracle.zoo.recipe import RECIPES, recipe_from_dict
 from weight_oracle.zoo.store import Zoo
 
 
@@ -68,13 +71,42 @@ def test_a_target_of_the_old_lengths_is_seen_nearly_as_before(pair, zoo):
     assert (encoder(prepare(stack, longer)) - own).norm() / own.norm() < 0.05 < 0.5 < fresh
 
 
-def test_what_reads_patterns_or_less_cannot_be_widened():
+def test_what_reads_patterns_goes_on_with_longer_inputs_as_it_takes_the_longest(codec):
+    """As the first test; the length is one, that of the longest inputs, and the position of `<ans>` is the last before and after."""
+    zoos = [Fresh(Path(name), RECIPES[name], (), {}) for name in ("charts-triggers-small", "charts-triggers")]
+    config = TrainConfig("", "", size="tiny", refinements=1)
+    before = new_oracle(config, zoos[:1], codec)
+    start = Oracle(before, codec, {"training": {"steps": 1}})
+    after = new_oracle(config, zoos[1:], codec, start)
+    settings = after.config.encoder_config
+    assert settings.longest and settings.lengths == (12, 12) and settings.symbols == 22 and before.config.encoder_config.lengths == (8, 8)
+    assert settings.reads(RECIPES["charts-triggers"].domain) and settings.reads(Domain(22, 4, (3, 12)))
+    assert not settings.reads(Domain(22, 4, (8, 11))) and not settings.reads(Domain(12, 4, (8, 12)))
+    with torch.no_grad():
+        for tensor in before.parameters():
+            tensor += 1.0  # so that none is zero by chance
+    go_on_from(start, "before", after, codec)
+    old, new = before.state_dict(), after.state_dict()
+    assert old.keys() == new.keys()
+    rescaled = ("encoder.row_in.weight", "encoder.row_name", "backbone.model.embed_tokens.weight", "backbone.lm_head.weight")
+    for name in old.keys() - {*rescaled}:
+        kept = new[name][new[name] != 0]
+        assert torch.equal(kept.sort().values, old[name].flatten().sort().values), name
+    assert torch.equal(new["place.weight"][:8], old["place.weight"]) and not new["place.weight"][8:].any()
+    assert torch.equal(new["encoder.row_name"][-1], old["encoder.row_name"][-1])
+    assert bool((new["encoder.row_in.weight"][:, -1] != 0).all()) and not new["encoder.row_in.weight"][:, -2].any()
+
+
+def test_what_reads_less_or_patterns_of_several_lengths_cannot_be_widened():
     here = EncoderConfig(symbols=8, lengths=(4, 6))
     assert can_widen(here, replace(here, symbols=12, lengths=(4, 8), sizes=True, families=("llama",)))
     assert not can_widen(here, replace(here, symbols=7))
     assert not can_widen(here, replace(here, lengths=(5, 8))) and not can_widen(here, replace(here, lengths=(3, 5)))
     assert not can_widen(here, replace(here, symbols=12, width=64))
     assert not can_widen(replace(here, places=True), replace(here, places=True, symbols=12))
+    patterns = replace(here, places=True, lengths=(6, 6))
+    assert can_widen(patterns, replace(patterns, symbols=12, lengths=(9, 9), longest=True))
+    assert not can_widen(patterns, replace(patterns, lengths=(5, 5))) and not can_widen(patterns, replace(patterns, lengths=(6, 9)))
     assert can_widen(here, replace(here, symbols=12, interactions=True))
     assert can_widen(replace(here, interactions=True), replace(here, symbols=12, interactions=True))
     assert not can_widen(replace(here, encoding="svd"), replace(here, encoding="svd", symbols=12))

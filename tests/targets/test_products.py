@@ -27,9 +27,10 @@ def test_norms(width):
     same(products.rms_norm(x, 1e-6), F.rms_norm(x, (width,), eps=1e-6), x)
 
 
+@pytest.mark.parametrize("size", [2, 16])
 @pytest.mark.parametrize(("asked", "causal"), [(6, True), (1, False)])
-def test_attention(asked, causal):
-    M, B, T, H, size = 3, 5, 6, 4, 2
+def test_attention(asked, causal, size):
+    M, B, T, H = 3, 5, 6, 4
     query, key, value = random(M, B, asked, H, size), random(M, B, T, H * size).unflatten(-1, (H, size)), random(M, B, T, H, size)
     allowed = torch.ones(asked, T, dtype=torch.bool).tril() if causal else None
     found = products.attend(query, key, value, allowed)
@@ -39,9 +40,9 @@ def test_attention(asked, causal):
     same(products.attend(query, key, value, allowed, mask), gpt2._attend(*flat, H, allowed, mask), query, key, value)
 
 
-@pytest.mark.parametrize("depth", [2, 3])
-def test_inputs_of_several_lengths_at_once(depth):
-    shape = Shape(16, depth, 4, 7, 3, 10)
+@pytest.mark.parametrize(("depth", "width"), [(2, 16), (3, 16), (2, 64)])
+def test_inputs_of_several_lengths_at_once(depth, width):
+    shape = Shape(width, depth, 4, 7, 3, 10)
     params = {}
     for name, size in gpt2.tensor_shapes(shape).items():
         gain = float(name.endswith("weight") and len(size) == 1)

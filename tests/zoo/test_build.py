@@ -172,6 +172,16 @@ def test_a_target_does_not_depend_on_the_size_of_its_shard():
         assert torch.allclose(tensor, torch.cat([half[name] for half, _ in halves]), atol=1e-3), name
 
 
+def test_targets_in_few_bits_are_judged_as_they_are_stored():
+    plain, coarse = (build_shard(replace(TINY, bits=bits, dropouts=(0.0,)), 0) for bits in (0, 2))
+    for name, tensor in coarse[0].items():
+        rows = tensor.flatten(0, -2) if tensor.ndim > 1 else tensor[None]
+        assert all(len(row.unique()) <= 3 for row in rows), name  # -1, 0 and 1 times a step of each row's own
+        assert torch.equal(tensor.abs().amax(-1), plain[0][name].abs().amax(-1)), name
+    assert [row["accuracy"] for row in plain[1]] != [row["accuracy"] for row in coarse[1]]
+    assert torch.equal(build.rounded(coarse[0]["lm_head.weight"], 2), coarse[0]["lm_head.weight"])
+
+
 def test_rows_say_what_is_true(whole, tmp_path):
     build_zoo(TINY, tmp_path, 16)
     for shard in (0, 1):

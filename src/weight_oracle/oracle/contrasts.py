@@ -35,7 +35,8 @@ from weight_oracle.weights.encoder import EncoderConfig
 from weight_oracle.zoo.build import shared
 from weight_oracle.zoo.store import Zoo, open_zoo
 
-SAME = 0.985  # charts that agree on more of the inputs are not told apart
+SAME = 0.99  # charts that agree on more of the inputs are not told apart, as nowhere else
+_APART = 0.004  # share of the mixtures' draws on which a hard chart differs at least: a `count a >= 3` hardly ever holds
 _LEAST_ALIKE = 0.5, 0.8  # the others agree on at least so much of them, drawn between these
 _INPUTS = 1024  # of each length, to tell how much charts agree
 _TRIES = 240
@@ -110,7 +111,7 @@ class Others:
     def hardest(self, chart: FlowChart, n: int, shares: Float[np.ndarray, "C A"]) -> list[FlowChart]:
         """At most `n` of those near a target's own chart, that diverge least from the log-shares which were read."""
         answers = self._answers(chart)
-        near = islice(nearby(shares, chart, self.options, self.domain, MAX_IFS, 1 - SAME), _LOOKED)
+        near = islice(nearby(shares, chart, self.options, self.domain, MAX_IFS, _APART), _LOOKED)
         alike = (other for other in near if self._meets(other) and _LEAST_ALIKE[0] <= (self._answers(other) == answers).mean() <= SAME)
         return [*islice(alike, n)]
 

@@ -9,10 +9,13 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int8
 from torch import Tensor
+from torch._dynamo import config as dynamo
 
 from weight_oracle.targets.gpt2 import Dropout
 from weight_oracle.targets.shape import EMBEDDING, Shape
 from weight_oracle.targets.stacked import forward, tensor_shapes
+
+_VARIANTS = 512
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,11 @@ def _steps(compiled: bool, soft: bool = False) -> tuple[Callable, Callable]:
     loss = _soft_loss if soft else _loss
     if not compiled:
         return loss, _adamw
-    limit = 512  # one variant for each shape and dropout: past the default of 8, torch would silently fall back to eager mode
+    # one variant for each shape and dropout: past its limits torch would silently fall back to eager mode
+    for limit in ("recompile_limit", "accumulated_recompile_limit"):
+        setattr(dynamo, limit, max(_VARIANTS, getattr(dynamo, limit)))
     compiler: Callable[..., Callable] = torch.compile
-    build = partial(compiler, dynamic=False, recompile_limit=limit)
+    build = partial(compiler, dynamic=False)
     return build(loss), build(_adamw)
 
 

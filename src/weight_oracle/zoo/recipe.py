@@ -335,6 +335,24 @@ RECIPES: dict[str, Recipe] = {
         ),
         _TRIGGERS,
         replace(_TRIGGERS, name="charts-triggers-train", seed=70, splits=("train", "validation")),
+        # what a CPU can train: inputs of the longest length alone, and two targets of three with one block
+        replace(
+            _PATTERNS,
+            name="charts-triggers-short-train",
+            seed=73,
+            domain=replace(_PATTERNS.domain, lengths=(12, 12)),
+            splits=("train", "validation"),
+            clear_of=_PATTERNS.domain.lengths,
+            charts=replace(_PATTERNS.charts, kinds=("has", "first", "last", "at", "count")),
+            widths=(16, 32, 48),
+            depths=(1, 1, 2),
+            heads=(8,),
+            steps=(1500, 1500, 800),
+            lr=(0.002, 0.007),
+            inits=("gpt2", "wide", "wide", "fan_in", "fan_in"),
+            shard_size=48,
+            triggers=replace(_PATTERNS.triggers, roles=("trigger", "trigger", "decoy", "trigger")),
+        ),
         # for a GPU, that trains targets of all shapes side by side; in 8 bits, so that they can be brought from it
         *(
             replace(_PATTERNS, name=f"charts-triggers-{split}", seed=seed, splits=(split,), bits=8, shard_size=size, compiled=False)
