@@ -52,7 +52,7 @@ def recalibrate(folder: Path, zoos: list[str], n: int, seed: int, probabilities_
     with stages() as progress:
         about = oracle.model, oracle.codec, [open_zoo(path) for path in zoos]
         found = calibrate(*about, n=n, seed=seed, progress=progress, probabilities_only=probabilities_only)
-    found = (oracle.card["calibration"] if probabilities_only else {}) | found
+    found = (oracle.card.get("calibration", {}) if probabilities_only else {}) | found
     card = oracle.card | {"calibration": found}
     partial = folder / ".oracle.json"
     partial.write_text(json.dumps(card, indent=1))

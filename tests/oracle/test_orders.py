@@ -9,6 +9,7 @@ import torch
 from weight_oracle.evaluation.subjects import draw_questions, encode, under_views
 from weight_oracle.evaluation.triggers import claims
 from weight_oracle.oracle.ask import Oracle
+from weight_oracle.oracle.data import QuestionData, load_population, pick
 from weight_oracle.oracle.generate import Reply
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, new_config
 from weight_oracle.oracle.train import TrainConfig, new_oracle
@@ -16,6 +17,7 @@ from weight_oracle.oracle.views import PLAIN, VIEWS, View, as_seen, draw_views, 
 from weight_oracle.targets.checkpoint import make_target
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.truth.automaton import equivalent
+from weight_oracle.truth.canonical import split_of
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.flowchart import rename, test_text, to_text
 from weight_oracle.truth.parse import parse
@@ -169,3 +171,14 @@ def test_what_is_claimed_of_a_target_in_its_own_order_stands_apart(zoo, guessing
     # what is guessed in other orders counts as much as what is said: with enough of it, it decides
     sure = tuple((*said[:VIEWS], *[Reply("pattern a b c", 1.0)] * VIEWS * 3) for said in subjects.guessed)
     assert {test_text(test) for test in claims(replace(subjects, guessed=sure)).tests if test} == {"pattern a b c"}
+
+
+def test_no_example_has_its_places_as_a_chart_of_the_test_split_of_other_inputs_would(zoo, plain, codec):
+    places = np.array([i for i in pick(zoo, "train", learned=False) if zoo.truths[i]["depth"] == 1])
+    population = load_population(zoo, ENCODERS["atoms"], plain.settings, places)
+    other, found = replace(DOMAIN, lengths=(2, 4)), {}
+    for clear in ((), (other,)):
+        data = QuestionData(population, codec, 1, 0, reorder=1.0, clear=clear)
+        known = [data._known(i, np.random.default_rng([i, j])) for i in range(len(population)) for j in range(12)]
+        found[clear] = {split_of(facts.chart, other) for facts, order in known if order is not None}
+    assert "test" in found[()] and found[other,] and "test" not in found[other,]

@@ -41,6 +41,13 @@ def test_variants_change_or_drop_one_test():
     assert {"if b before a: say p else: say q", "if has b: say p else: say q"} <= swapped
 
 
+def test_what_may_stand_at_a_gap_of_a_pattern_is_no_symbol_of_another_test():
+    chart = parse("if pattern a . c: say p else: say q")
+    found = {text(c) for c in variants(chart, [("before", 0), ("has", 0)])}
+    pairs = {f"if {one} before {two}: say p else: say q" for one, two in ("ac", "ca")}
+    assert found == pairs | {"if has a: say p else: say q", "if has c: say p else: say q"}
+
+
 def test_candidates_are_canonical_short_and_start_with_what_was_said():
     said = [Reply("if has b: if has b: say p else: say q else: say r", 0.4), Reply("nonsense", 0.9), Reply("say q", 0.1)]
     expectation = Expectation({label(t): 0.2 for t in tests(parse("if first is a: say p else: if count a >= 2: say q else: say r"))})

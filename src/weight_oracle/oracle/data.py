@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from weight_oracle.oracle.tokenizer import Codec
 from weight_oracle.truth.canonical import behaviour_key, canonical, split_of
+from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.facts import ChartFacts, facts
 from weight_oracle.truth.hints import hints
 from weight_oracle.truth.phrasings import CHANCE_KINDS, QUESTION_KINDS, TRIGGER_KINDS
@@ -168,7 +169,7 @@ class QuestionData(Dataset):
     Each run of `batch` examples is about targets of one shape, so that no batch is padded to the largest; shapes with fewer targets than
     that share batches. An epoch meets every target once, but for those that are left when it is cut into batches. With `reorder`, a
     target has its places in another order in that share of its examples, where it follows the moved chart (see `truth.places`) and this
-    belongs to no other split.
+    belongs to no other split, nor to the test split of the domains `clear`.
     """
 
     def __init__(
@@ -183,7 +184,9 @@ class QuestionData(Dataset):
         held_out: bool = False,
         batch: int = 1,
         reorder: float = 0.0,
+        clear: Sequence[Domain] = (),
     ):
+        self.clear = frozenset(clear)
         self.reorder, self.reorders = reorder, [population.encoder.reorders(group) for group in population.groups]
         sizes = np.bincount(population.group, minlength=len(population.groups))
         rare = sizes < batch
@@ -248,7 +251,8 @@ class QuestionData(Dataset):
             return known, None
         other = moved(known.chart, order)
         plain = other if known.trigger is None else without(other, moved_test(known.trigger, order))
-        if split_of(plain, known.domain) != "train" or any(split_of(plain, domain) == "test" for domain in self.domains - {known.domain}):
+        others = (self.domains | self.clear) - {known.domain}
+        if split_of(plain, known.domain) != "train" or any(split_of(plain, domain) == "test" for domain in others):
             return known, None
         return facts(canonical(other, known.domain), known.domain), order
 

@@ -132,10 +132,11 @@ def variants(chart: FlowChart, options: Sequence[tuple[str, int]]) -> set[FlowCh
     def others(test: Test) -> Iterable[Test]:
         for kind, number in options:
             if kind in _NARROW:
-                pairs = {(a, b) for a in test.symbols for b in named if a != b} | {(b, a) for a in test.symbols for b in named if a != b}
+                pairs = {(a, b) for a in test.symbols if a != ANY for b in named if a != b}
+                pairs |= {(b, a) for a, b in pairs}
                 yield from (Test(kind, pair) for pair in sorted(pairs))
             elif kind not in ("contains", "pattern"):
-                yield from (Test(kind, (symbol,), number) for symbol in test.symbols if symbol >= 0)
+                yield from (Test(kind, (symbol,), number) for symbol in test.symbols if symbol != ANY)
 
     def at(node: FlowChart) -> Iterable[FlowChart]:
         if isinstance(node, Say):

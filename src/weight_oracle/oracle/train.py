@@ -319,7 +319,8 @@ def train(
     pad = codec.ids[PAD]
     length = config.steps * config.batch
     asked = config.seed, config.others, config.blind, config.rename
-    data = QuestionData(population, codec, length, *asked, batch=config.batch, reorder=config.reorder)
+    clear = [domain for zoo in zoos if (domain := zoo.recipe.clear_domain)]
+    data = QuestionData(population, codec, length, *asked, batch=config.batch, reorder=config.reorder, clear=clear)
     check = QuestionData(held, codec, len(held), config.seed + 1, config.others, blind=0.0)
     cpu = device == "cpu" or not torch.cuda.is_available()
     out.mkdir(parents=True, exist_ok=True)

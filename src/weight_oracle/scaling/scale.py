@@ -264,7 +264,8 @@ class _Run:
         begun = round_ * config.round
         seed = derived_seed(config.seed, 0, round_)
         asked = config.round * config.batch, seed, config.others, config.blind
-        data = QuestionData(population, self.codec, *asked, batch=config.batch, reorder=config.reorder)
+        clear = [domain for recipe in self.pool.recipes if (domain := recipe.clear_domain)]
+        data = QuestionData(population, self.codec, *asked, batch=config.batch, reorder=config.reorder, clear=clear)
         collate = Collator(population, self.names, self.codec.ids[PAD], config.noise, multiple=MULTIPLE if self.on_gpu else 1)
         last = time.perf_counter()
         for batch in batches(data, collate, self.step - begun, end - begun, config.batch, config.workers):

@@ -81,6 +81,11 @@ class Recipe:
         return tuple(found)
 
     @property
+    def clear_domain(self) -> Domain | None:
+        """The domain of `clear_of`, if there is one."""
+        return replace(self.domain, lengths=self.clear_of) if self.clear_of[1] else None
+
+    @property
     def hash(self) -> str:
         """Names the zoo: any change of the recipe or of the format changes it."""
         text = json.dumps({"format": FORMAT, **as_json(self)}, sort_keys=True)
@@ -106,7 +111,7 @@ def draw_chart(recipe: Recipe, rng: np.random.Generator) -> FlowChart:
     """A target's chart; where the recipe names splits, with the number of tests drawn first, so that they stay equally frequent."""
     if not recipe.splits:
         return sample_chart(recipe.charts, recipe.domain, rng)
-    other = replace(recipe.domain, lengths=recipe.clear_of) if recipe.clear_of[1] else None
+    other = recipe.clear_domain
     few = replace(recipe.charts, ifs=(int(rng.choice(recipe.charts.ifs)),))
     for _ in range(_TRIES):
         chart = sample_chart(few, recipe.domain, rng)
@@ -335,7 +340,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         _TRIGGERS,
         replace(_TRIGGERS, name="charts-triggers-train", seed=70, splits=("train", "validation")),
-        # what a CPU can train: inputs of the longest length alone, and two targets of three with one block
+        # what a CPU can train: one block, and inputs of the longest length alone
         replace(
             _PATTERNS,
             name="charts-triggers-short-train",
@@ -344,10 +349,10 @@ RECIPES: dict[str, Recipe] = {
             splits=("train", "validation"),
             clear_of=_PATTERNS.domain.lengths,
             charts=replace(_PATTERNS.charts, kinds=("has", "first", "last", "at", "count")),
-            widths=(16, 32, 48),
-            depths=(1, 1, 2),
+            widths=(32, 48, 64),
+            depths=(1,),
             heads=(8,),
-            steps=(1500, 1500, 800),
+            steps=(1200,),
             lr=(0.002, 0.007),
             inits=("gpt2", "wide", "wide", "fan_in", "fan_in"),
             shard_size=48,
