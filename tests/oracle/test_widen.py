@@ -37,19 +37,27 @@ def pair(zoo, wider_zoo, codec):
     return new_oracle(config, [zoo], codec), new_oracle(config, [wider_zoo], codec)
 
 
-def test_the_old_weights_are_all_there_and_what_is_new_is_silent(pair, codec):
-    before, after = pair
+RESCALED = ("encoder.row_in.weight", "encoder.row_name", "backbone.model.embed_tokens.weight", "backbone.lm_head.weight")
+
+
+def gone_on(before, after, codec):
+    """The weights before and after; all old ones are among the new, and what is new is zero, but for those that are `RESCALED`."""
     with torch.no_grad():
         for tensor in before.parameters():
             tensor += 1.0  # so that none is zero by chance
     assert go_on_from(Oracle(before, codec, {"training": {"steps": 1}}), "before", after, codec) == {"training": {"steps": 1}}
     old, new = before.state_dict(), after.state_dict()
     assert old.keys() == new.keys()
-    rescaled = ("encoder.row_in.weight", "encoder.row_name", "backbone.model.embed_tokens.weight", "backbone.lm_head.weight")
-    for name in old.keys() - {*rescaled}:
+    for name in old.keys() - {*RESCALED}:
         kept = new[name][new[name] != 0]
         assert torch.equal(kept.sort().values, old[name].flatten().sort().values), name
-    for name in rescaled[1:]:
+    return old, new
+
+
+def test_the_old_weights_are_all_there_and_what_is_new_is_silent(pair, codec):
+    before, after = pair
+    old, new = gone_on(before, after, codec)
+    for name in RESCALED[1:]:
         assert torch.isin(old[name][0], new[name]).all()
     symbols = after.config.encoder_config.symbols
     assert len(new["encoder.row_name"][:symbols].unique(dim=0)) == symbols and bool((new["encoder.row_name"][:symbols] != 0).all())
@@ -76,22 +84,12 @@ def test_what_reads_patterns_goes_on_with_longer_inputs_as_it_takes_the_longest(
     zoos = [Fresh(Path(name), RECIPES[name], (), {}) for name in ("charts-triggers-small", "charts-triggers")]
     config = TrainConfig("", "", size="tiny", refinements=1)
     before = new_oracle(config, zoos[:1], codec)
-    start = Oracle(before, codec, {"training": {"steps": 1}})
-    after = new_oracle(config, zoos[1:], codec, start)
+    after = new_oracle(config, zoos[1:], codec, Oracle(before, codec, {}))
     settings = after.config.encoder_config
     assert settings.longest and settings.lengths == (12, 12) and settings.symbols == 22 and before.config.encoder_config.lengths == (8, 8)
     assert settings.reads(RECIPES["charts-triggers"].domain) and settings.reads(Domain(22, 4, (3, 12)))
     assert not settings.reads(Domain(22, 4, (8, 11))) and not settings.reads(Domain(12, 4, (8, 12)))
-    with torch.no_grad():
-        for tensor in before.parameters():
-            tensor += 1.0  # so that none is zero by chance
-    go_on_from(start, "before", after, codec)
-    old, new = before.state_dict(), after.state_dict()
-    assert old.keys() == new.keys()
-    rescaled = ("encoder.row_in.weight", "encoder.row_name", "backbone.model.embed_tokens.weight", "backbone.lm_head.weight")
-    for name in old.keys() - {*rescaled}:
-        kept = new[name][new[name] != 0]
-        assert torch.equal(kept.sort().values, old[name].flatten().sort().values), name
+    old, new = gone_on(before, after, codec)
     assert torch.equal(new["place.weight"][:8], old["place.weight"]) and not new["place.weight"][8:].any()
     assert torch.equal(new["encoder.row_name"][-1], old["encoder.row_name"][-1])
     assert bool((new["encoder.row_in.weight"][:, -1] != 0).all()) and not new["encoder.row_in.weight"][:, -2].any()

@@ -35,7 +35,7 @@ from weight_oracle.weights.encoder import EncoderConfig
 from weight_oracle.zoo.build import shared
 from weight_oracle.zoo.store import Zoo, open_zoo
 
-SAME = 0.99  # charts that agree on more of the inputs are not told apart, as nowhere else
+SAME = 0.99  # charts that agree on more of the inputs are not told apart, as where charts are measured
 _APART = 0.004  # share of the mixtures' draws on which a hard chart differs at least: a `count a >= 3` hardly ever holds
 _LEAST_ALIKE = 0.5, 0.8  # the others agree on at least so much of them, drawn between these
 _INPUTS = 1024  # of each length, to tell how much charts agree

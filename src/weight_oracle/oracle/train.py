@@ -244,7 +244,7 @@ def go_on_from(trained: Oracle, where: str, model: WeightOracle, codec: Codec) -
     tables = {name for name in new if name.endswith(("embed_tokens.weight", "lm_head.weight"))}
     shapes = lambda tensors: {name: t.shape[name in tables :] for name, t in tensors.items()}  # noqa: E731
     if alike(reads) != alike(wider) or kind(trained.model.config) != kind(model.config) or shapes(old) != shapes(new):
-        hint = "give the options it was trained with, and zoos whose inputs have the same lengths and symbols (or more, without patterns)"
+        hint = "give the options it was trained with, and zoos whose inputs have the same lengths and symbols (or more)"
         raise UserError("is an oracle of another size, encoding or domain", where=where, hint=hint)
     known = [word for word in codec.words if word in trained.codec.ids]
     for name in tables:

@@ -48,7 +48,7 @@ class Dropout:
 
 
 def _by_products(x: Tensor) -> bool:
-    """See `products`. A compiler makes one kernel of such sums and what is around them, which is faster still."""
+    """See `products`. A compiler makes one kernel of such sums and what is around them."""
     return x.is_cuda and not torch.compiler.is_compiling()
 
 
