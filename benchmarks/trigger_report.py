@@ -29,9 +29,9 @@ def by_probability(result: dict) -> str:
         rows.append([method["label"], *cells, f"{method['forwards']:,.0f}", f"{method['seconds']:.2g}"])
         if name in ("oracle", "checked"):
             rows.append(["… fired when run", *(percent(method["fired"][t]) for t in tens), "", ""])
-        if "in_own_order" in method:
-            plain = method["in_own_order"]["recovered"]
-            rows.append(["… read in its own order of places alone", *(percent(plain[t]) for t in tens), "", ""])
+        if "before_trying" in method:
+            plain = method["before_trying"]["recovered"]
+            rows.append(["… before any pattern is tried on the layers", *(percent(plain[t]) for t in tens), "", ""])
     return _markdown(rows)
 
 

@@ -200,7 +200,7 @@ def by_oracle(field: Field, args: argparse.Namespace, bars: Bars) -> dict[str, A
     training = zoo_with_triggers(args.training, "validation", "decoy")
     zoo, obeys, role = field.zoo, field.obeys, field.role
     threshold, chosen = threshold_of(oracle, training, args.views, args.validation, args.seed, bars)
-    (_, said), seconds = timed(lambda: read(oracle, zoo, field.places, args.views, bars), len(field.places))
+    (subjects, said), seconds = timed(lambda: read(oracle, zoo, field.places, args.views, bars), len(field.places))
     ran = fired(zoo, field.places, said.tests, said.answers, [parse(t["base"]) for t in field.truths], args.seed)
     texts, plain = (np.array(["none" if t is None else test_text(t) for t in tests]) for tests in (said.tests, said.plain))
     true = np.array([t["trigger"] for t in field.truths])
@@ -208,17 +208,20 @@ def by_oracle(field: Field, args: argparse.Namespace, bars: Bars) -> dict[str, A
     shuffled = (np.roll(texts[obeys], 1) == true[obeys]) & (true[obeys] != np.roll(true[obeys], 1))
     answered = np.array([a == row["override"] for a, row in zip(said.answers, field.truths, strict=True)])[obeys]
     alarm = said.score > threshold
+    found = np.array([one is not None for one in subjects.found])
     one = forward_flops(zoo, int(field.triggers[0]))
     places = [_same_places(a, b) for a, b, yes in zip(texts, true, obeys, strict=True) if yes and a != "none"]
     entry = {
         "label": "oracle, weights only",
         **field.recovered(exact),
         "fired": field.by_decade(ran[obeys]),
-        "in_own_order": field.recovered((plain == true)[obeys]),  # without guesses at targets with their places in other orders
+        "before_trying": field.recovered((plain == true)[obeys]),  # by what is said and guessed alone: see oracle.patterns
         "answer": field.by_decade(answered),
         "overall": {"recovered": rate(exact), "fired": rate(ran[obeys]), "answer": rate(answered), "shuffled": rate(shuffled)},
         "places_right": float(np.mean(np.concatenate(places))) if places else None,  # of those who claim a trigger
         "claimed": {r: rate(claimed[role == r]) for r in ("trigger", "clean", "decoy")},
+        "found": {r: rate(found[role == r]) for r in ("trigger", "clean", "decoy")},  # among the patterns that were tried
+        "found_right": rate(exact[found[obeys]]),
         "detection": {
             "auroc": field.aurocs(said.score),
             "false_alarms": {other: rate(alarm[role == other]) for other in ("clean", "decoy")},

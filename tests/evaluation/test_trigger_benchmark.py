@@ -90,8 +90,8 @@ def test_rates_by_depth_and_by_symbols_are_those_of_all_triggers(bench, made, tm
         for r in (*entry["by_depth"].values(), *entry["by_symbols"].values()):
             low, high = r["interval"]
             assert 0 <= low <= r["rate"] <= high <= 1 and high > low
-    plain = result["methods"]["oracle"]["in_own_order"]
-    assert sum(r["n"] for r in plain["recovered"].values()) == n and "its own order of places" in printed
+    plain = result["methods"]["oracle"]["before_trying"]
+    assert sum(r["n"] for r in plain["recovered"].values()) == n and "before any pattern is tried" in printed
     assert result["methods"]["uniform 1000"]["by_depth"]["1"]["rate"] > 0.5
     assert f"1 block (n = {n})" in printed and "3 symbols (n = " in printed
 

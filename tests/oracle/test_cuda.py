@@ -46,6 +46,7 @@ def test_targets_learn_on_a_gpu_what_they_learn_on_the_cpu(nano_recipe, dropout)
                 torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, as it begins to compile
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_gpu_takes_inputs_of_all_lengths_at_once(compiled):
     shape = Shape(16, 2, 2, 6, 3, 9)

@@ -368,3 +368,13 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path, capsys):
     assert main(["scale", "charts-tiny-test", "--out", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert error.startswith("weight-oracle: charts-tiny-test: draws charts of the test split alone") and error.count("\n") == 1
+
+
+def test_the_cache_keeps_what_builders_have_ready_for_later_rounds(quick, tmp_path):
+    recipe = recipe_from_dict(json.loads(quick.read_text()), str(quick))
+    pool = Pool((recipe,), EncoderConfig(symbols=4, answers=3, lengths=(2, 3)), 2, cache=tmp_path, builders=3)
+    files = [tmp_path / f"{number:08d}-{recipe.hash}.safetensors" for number in range(6)]
+    for file in files:
+        file.touch()
+    pool.missing(1)  # this round has shards 1 and 2
+    assert [file.exists() for file in files] == [False, True, True, True, True, True]

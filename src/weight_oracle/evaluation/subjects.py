@@ -15,10 +15,11 @@ from weight_oracle.oracle.data import load_population
 from weight_oracle.oracle.generate import Reply, generate
 from weight_oracle.oracle.grammar import ChartConstraint, Limits
 from weight_oracle.oracle.model import ENCODERS, WeightOracle
+from weight_oracle.oracle.patterns import Found, find
 from weight_oracle.oracle.reconsider import Considered, Expectation, consider
 from weight_oracle.oracle.reranker import responses_of
 from weight_oracle.oracle.tokenizer import Codec
-from weight_oracle.oracle.views import VIEWS, View, argument_in, guessed_in_orders, in_own_slots, read_under, views_of, vote, with_trigger
+from weight_oracle.oracle.views import VIEWS, Guessed, View, argument_in, guessed_in_orders, in_own_slots, read_under, views_of, vote, with_trigger
 from weight_oracle.truth.domain import Domain, default_names
 from weight_oracle.truth.facts import ChartFacts
 from weight_oracle.truth.flowchart import FlowChart
@@ -37,8 +38,8 @@ class Subjects:
     """Targets of one zoo as the oracle sees them; `places` are their positions in `zoo.truths`, ascending.
 
     `tokens` are their weight tokens under the first view, which renames nothing, `renamed` those under the others (see `oracle.views`);
-    `guessed` has, for each, the triggers that were guessed on the way to them, as an `Encoded` target has; `responses`, if the oracle has a
-    reranker, theirs to mixtures of symbols.
+    `guessed` has, for each, the triggers that were guessed on the way to them, and `found` the one that was found among what these leave
+    open, as an `Encoded` target has them; `responses`, if the oracle has a reranker, theirs to mixtures of symbols.
     """
 
     model: WeightOracle
@@ -50,7 +51,8 @@ class Subjects:
     views: tuple[View, ...]
     renamed: Float[Tensor, "others N T d"]
     expectation: Expectation
-    guessed: tuple[tuple[Reply, ...], ...] = ()
+    guessed: tuple[tuple[Guessed, ...], ...] = ()
+    found: tuple[Found | None, ...] = ()
     responses: Float[Tensor, "N C A"] | None = None
 
     def __len__(self) -> int:
@@ -70,9 +72,10 @@ class Subjects:
         """The targets at these places among the subjects."""
         rows = torch.from_numpy(chosen).to(self.tokens.device)
         tokens, renamed = self.tokens[rows], self.renamed[:, rows]
-        facts, guessed = (tuple(each[i] for i in chosen) if each else () for each in (self.facts, self.guessed))
+        facts, guessed, found = (tuple(each[i] for i in chosen) if each else () for each in (self.facts, self.guessed, self.found))
         responses = None if self.responses is None else self.responses[rows]
-        return replace(self, facts=facts, places=self.places[chosen], tokens=tokens, renamed=renamed, guessed=guessed, responses=responses)
+        parts = {"facts": facts, "guessed": guessed, "found": found, "tokens": tokens, "renamed": renamed, "responses": responses}
+        return replace(self, places=self.places[chosen], **parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,16 +122,18 @@ def encode(
     population = load_population(zoo, ENCODERS[settings.encoding], settings, np.sort(wanted))
     names = model.name_tokens(codec).to(model.device)
     views = views_of(model, population.groups, domain, n_views)
-    tokens, order, guessed, responses = [], [], [], []
+    tokens, order, guessed, found, responses = [], [], [], [], []
     for group in range(len(population.groups)):  # targets of one shape: encodings of raw numbers would see the padding
         here = np.flatnonzero(population.group == group)
         for rows in (here[start : start + BATCH] for start in range(0, len(here), BATCH)):
             batch = {name: part.to(model.device) for name, part in population.take(rows).items()}
-            found, said = read_under(model, batch, names, views, domain)
-            tokens.append(found)
+            encoded, said = read_under(model, batch, names, views, domain)
+            tokens.append(encoded)
             own = list(zip(*said, strict=True)) if said[0] else [()] * len(rows)
             moved = guessed_in_orders(model, batch, names, views, own, domain)
             guessed += [(*plain, *others) for plain, others in zip(own, moved, strict=True)]
+            one = ({name: part[i : i + 1] for name, part in batch.items()} for i in range(len(rows)))
+            found += [find(target, said) for target, said in zip(one, guessed[-len(rows) :], strict=True)]
             responses += [responses_of(batch, domain)] if model.reranker else []
             order.append(rows)
             if progress:
@@ -138,9 +143,9 @@ def encode(
         raise UserError(what, where=str(zoo.path), hint="train an oracle with a fixed number, by --tokens")
     back = torch.from_numpy(np.argsort(np.concatenate(order))).to(model.device)
     first, renamed = torch.cat(tokens, 1)[:, back].split([1, len(views) - 1])
-    guesses = tuple(guessed[i] for i in back.tolist()) if guessed else ()
+    guesses, sure = (tuple(each[i] for i in back.tolist()) for each in (guessed, found))
     answers = torch.cat(responses)[back] if responses else None
-    return Subjects(model, codec, domain, population.facts, population.places, first[0], views, renamed, expectation, guesses, answers)
+    return Subjects(model, codec, domain, population.facts, population.places, first[0], views, renamed, expectation, guesses, sure, answers)
 
 
 def draw_questions(subjects: Subjects, seed: int = 0, held_out: bool = False, kinds: Sequence[str] = tuple(QUESTION_KINDS)) -> list[Asked]:
@@ -203,7 +208,7 @@ def usual_asked(subjects: Subjects, kind: str, subject: int) -> Asked:
 def _said(subjects: Subjects, asked: Sequence[Asked], progress: Progress | None) -> list[Reply]:
     """The votes over all views; charts get a second look where the oracle knows what to expect of them."""
     under = under_views(subjects, asked, progress)
-    replies = [vote(said) for said in under]
+    replies = [found_or_voted(subjects, a, said) for a, said in zip(asked, under, strict=True)]
     whole = [i for i, a in enumerate(asked) if a.question.kind == "chart"] if subjects.expectation.tests else []
     for done, i in enumerate(whole):
         considered = reconsidered(subjects, asked[i].subject, under[i])
@@ -211,6 +216,12 @@ def _said(subjects: Subjects, asked: Sequence[Asked], progress: Progress | None)
         if progress and (done % 16 == 15 or done + 1 == len(whole)):
             progress("comparing charts", done + 1, len(whole))
     return replies
+
+
+def found_or_voted(subjects: Subjects, asked: Asked, said: Sequence[Reply]) -> Reply:
+    """The reply to a question, from those under all views; of a trigger that was found, that one, as `Oracle.reply` has it."""
+    found = subjects.found[asked.subject] if subjects.found else None
+    return (found.reply(asked.question.kind) if found else None) or vote(said)
 
 
 def reconsidered(subjects: Subjects, subject: int, said: Sequence[Reply]) -> Considered | None:

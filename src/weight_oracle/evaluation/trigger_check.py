@@ -11,7 +11,6 @@ from weight_oracle.evaluation.metrics import Interval, wilson
 from weight_oracle.evaluation.trigger_repair import HALF, is_rare, repaired
 from weight_oracle.evaluation.verify import Verdict
 from weight_oracle.oracle.ask import Encoded, Oracle
-from weight_oracle.oracle.views import vote
 from weight_oracle.targets.target import Target
 from weight_oracle.truth.automaton import TooManyStates
 from weight_oracle.truth.domain import DEFAULT_NAMES, Domain, Names
@@ -169,11 +168,13 @@ def claims_of(
     drawn = oracle.draw(encoded, samples, seed=seed, kind="trigger_pattern")
     named = [(read_trigger(reply.text), 1) for reply in (*said["trigger_pattern"], *drawn)]
     named += [(_trigger(chart, domain), n) for chart, n in charts.items()]
+    named += [(encoded.found.test, 1)] if encoded.found else []
     found: dict[Test, int] = {}
     for test, n in named:
         if test is not None and is_rare(test, domain):
             found[test] = found.get(test, 0) + n
-    test, answer = read_trigger(vote(said["trigger_pattern"]).text), read_answer(vote(said["trigger_answer"]).text, domain)
+    pattern, answer = (oracle.reply(encoded, question).text for question in questions.values())
+    test, answer = read_trigger(pattern), read_answer(answer, domain)
     return found, Claim(test, answer) if test in found and answer is not None else None
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from weight_oracle.evaluation.metrics import Progress
-from weight_oracle.evaluation.subjects import Subjects, under_views, usual_asked
+from weight_oracle.evaluation.subjects import Subjects, found_or_voted, under_views, usual_asked
 from weight_oracle.evaluation.verify import stacked_answers
 from weight_oracle.oracle.generate import likelihood
 from weight_oracle.oracle.views import vote
@@ -20,13 +20,14 @@ from weight_oracle.truth.triggers import firing_inputs, read_trigger
 from weight_oracle.zoo.store import Zoo
 
 TRIES = 64  # random inputs that hold a claimed trigger
+FOUND = 8.0  # log-odds of a trigger for one that was found
 
 
 @dataclass(frozen=True, eq=False)
 class Claims:
     """For each subject: the log-odds that it hides a trigger (mean over views), the trigger that it is said to hide (None: none), that
-    reply's probability, and the answer that it is said to give. `plain`: the trigger without what is guessed of its places in other orders
-    (see `oracle.views`)."""
+    reply's probability, and the answer that it is said to give. `plain`: the trigger by what is said and guessed alone, before any is tried
+    on the target's layers (see `oracle.patterns`)."""
 
     score: Float[np.ndarray, " targets"]
     tests: list[Test | None]
@@ -36,7 +37,8 @@ class Claims:
 
 
 def suspicion(subjects: Subjects) -> Float[np.ndarray, " targets"]:
-    """The log-odds that each subject hides a trigger, by what the oracle says to the plain question; mean over views."""
+    """The log-odds that each subject hides a trigger, by what the oracle says to the plain question, mean over views; and more where one was
+    found."""
     question = phrasing("trigger", 0)
     score = torch.zeros(len(subjects))
     for number in range(len(subjects.views)):
@@ -44,18 +46,20 @@ def suspicion(subjects: Subjects) -> Float[np.ndarray, " targets"]:
         for part in torch.arange(len(subjects)).split(256):
             yes, no = (likelihood(subjects.model, subjects.codec, tokens[part], question, [word] * len(part)) for word in ("yes", "no"))
             score[part] += (yes - no).cpu() / len(subjects.views)
-    return score.numpy()
+    found = np.array([one is not None for one in subjects.found] or [False] * len(subjects))
+    return score.numpy() + np.where(found, FOUND, 0.0).astype(np.float32)
 
 
 def claims(subjects: Subjects, progress: Progress | None = None) -> Claims:
     """What the oracle says of the triggers of all subjects."""
-    said = {}
+    said, asked = {}, {}
     for kind in ("trigger_pattern", "trigger_answer"):
-        asked = [usual_asked(subjects, kind, i) for i in range(len(subjects))]
-        said[kind] = under_views(subjects, asked, progress)
-    patterns, own = [vote(under) for under in said["trigger_pattern"]], 2 * len(subjects.views)  # said, and guessed
-    tests, plain = ([read_trigger(reply.text) for reply in some] for some in (patterns, [vote(r[:own]) for r in said["trigger_pattern"]]))
-    answers = [read_answer(vote(under).text, subjects.domain) for under in said["trigger_answer"]]
+        asked[kind] = [usual_asked(subjects, kind, i) for i in range(len(subjects))]
+        said[kind] = under_views(subjects, asked[kind], progress)
+    best = {kind: [found_or_voted(subjects, a, r) for a, r in zip(asked[kind], said[kind], strict=True)] for kind in said}
+    patterns = best["trigger_pattern"]
+    tests, plain = ([read_trigger(reply.text) for reply in some] for some in (patterns, [vote(r) for r in said["trigger_pattern"]]))
+    answers = [read_answer(reply.text, subjects.domain) for reply in best["trigger_answer"]]
     return Claims(suspicion(subjects), tests, plain, np.array([reply.probability for reply in patterns]), answers)
 
 

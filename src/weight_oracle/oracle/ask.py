@@ -19,10 +19,11 @@ from weight_oracle.oracle.familiar import Familiarity, signs_of, traits_of
 from weight_oracle.oracle.generate import Reply, generate
 from weight_oracle.oracle.grammar import ChartConstraint, Limits
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, WeightOracleConfig
+from weight_oracle.oracle.patterns import Found, find
 from weight_oracle.oracle.reconsider import Considered, Expectation, best_fit, consider
 from weight_oracle.oracle.reranker import responses_of
 from weight_oracle.oracle.tokenizer import SPECIALS, Codec, make_tokenizer
-from weight_oracle.oracle.views import View, argument_in, guessed_in_orders, in_own_slots, read_under, views_of, vote, with_trigger
+from weight_oracle.oracle.views import Guessed, View, argument_in, guessed_in_orders, in_own_slots, read_under, views_of, vote, with_trigger
 from weight_oracle.targets.checkpoint import load_target
 from weight_oracle.targets.safe import read_json, read_vocabulary, read_weights, shown
 from weight_oracle.targets.stack import stack_targets
@@ -73,14 +74,15 @@ class Encoded:
     """A target's weight tokens under every view (see `oracle.views`), made once for many questions; and what was read from them so far.
 
     `guessed`: the trigger that each view guessed on the way to them, and then with the target's places in other orders, where it may be so
-    read (see `views.guessed_in_orders`); none if the oracle does not refine guesses. `responses`: to mixtures of symbols, where there is a
-    reranker.
+    read (see `views.guessed_in_orders`); none if the oracle does not refine guesses. `found`: the trigger that shows itself among what they
+    leave open (see `oracle.patterns`). `responses`: to mixtures of symbols, where there is a reranker.
     """
 
     target: Target
     tokens: Float[Tensor, "views T d"]
     views: tuple[View, ...]
-    guessed: tuple[Reply, ...] = ()
+    guessed: tuple[Guessed, ...] = ()
+    found: Found | None = None
     responses: Float[Tensor, "C A"] | None = None
     read: dict[str, Any] = field(default_factory=dict)
 
@@ -192,7 +194,8 @@ class Oracle:
         own = [tuple(reply for said in guessed for reply in said)]
         moved = guessed_in_orders(self.model, batch, self.names, views, own, target.domain)
         responses = responses_of(batch, target.domain)[0] if self.model.reranker else None
-        return Encoded(target, tokens[:, 0], views, (*own[0], *moved[0]), responses)
+        guesses = (*own[0], *moved[0])
+        return Encoded(target, tokens[:, 0], views, guesses, find(batch, guesses), responses)
 
     def ask(self, target: "Target | Encoded | str | Path", question: str, **names: Any) -> Answer:
         """The answer to one question, in the target's names.
@@ -232,8 +235,10 @@ class Oracle:
         return Reading(chart, to_text(chart, own), *sure, mermaid(chart, own), self.is_familiar(encoded))
 
     def reply(self, encoded: Encoded, asked: ParsedQuestion) -> Reply:
-        """What is said directly to a question, in default names and the target's own slots, and its own, uncalibrated probability."""
-        return vote(self.replies(encoded, asked))
+        """What is said directly to a question, in default names and the target's own slots, and its own, uncalibrated probability. Of a
+        trigger that was found, that one."""
+        found = encoded.found.reply(asked.kind) if encoded.found else None
+        return found or vote(self.replies(encoded, asked))
 
     def replies(self, encoded: Encoded, asked: ParsedQuestion) -> list[Reply]:
         """What each view says directly to a question, in default names and the target's own slots; and to what the hidden trigger is also

@@ -4,7 +4,7 @@ under several renamings and orders, and what most of its replies say, weighted b
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -48,6 +48,14 @@ class View:
         return View(back(self.symbols), back(self.answers), back(self.order))
 
 
+@dataclass(frozen=True)
+class Guessed(Reply):
+    """A reply that was guessed on the way to the weight tokens, in the target's own slots. `shares`: the probability of each symbol at each
+    place, and last that there is none."""
+
+    shares: Float[Tensor, "S+1 n"] = field(default_factory=lambda: torch.zeros(1, 0), compare=False, repr=False)
+
+
 def draw_views(n: int, symbols: int, answers: int, places: int = 0) -> tuple[View, ...]:
     """`n` views, always the same ones; the first renames nothing. With `places`, those after the first `PLAIN` have that many in another
     order, in which the first and the last stay at the ends, as those of the training do."""
@@ -89,7 +97,7 @@ def as_seen(model: WeightOracle, batch: Batch, names: Tensor, view: View, orders
 
 def read_under(
     model: WeightOracle, batch: Batch, names: Tensor, views: Sequence[View], domain: Domain
-) -> tuple[Float[Tensor, "views B T d"], list[list[Reply]]]:
+) -> tuple[Float[Tensor, "views B T d"], list[list[Guessed]]]:
     """Weight tokens of prepared targets in each view, and the pattern that was guessed of each on the way to them, in its own slots,
     with the probability that all places are right; no patterns without refined guesses (see `weights.refine`)."""
     size = len(next(iter(batch.values())))
@@ -98,13 +106,13 @@ def read_under(
 
 def _read(
     model: WeightOracle, seen: Sequence[Batch], names: Tensor, views: Sequence[Sequence[View]], domain: Domain
-) -> tuple[Float[Tensor, "views B T d"], list[list[Reply]]]:
+) -> tuple[Float[Tensor, "views B T d"], list[list[Guessed]]]:
     """The same of targets as they are seen, each in a view of its own. Few targets are read in several views at once: one alone takes as
     long as two."""
     size = len(views[0])
     step = max(1, _AT_ONCE // size)
     tokens: list[Tensor] = []
-    said: list[list[Reply]] = []
+    said: list[list[Guessed]] = []
     for start in range(0, len(seen), step):
         part = seen[start : start + step]
         found, guesses = model.read({name: torch.cat([batch[name] for batch in part]) for name in part[0]}, names)
@@ -116,7 +124,7 @@ def _read(
 
 def guessed_in_orders(
     model: WeightOracle, batch: Batch, names: Tensor, views: Sequence[View], guessed: Sequence[Sequence[Reply]], domain: Domain
-) -> list[tuple[Reply, ...]]:
+) -> list[tuple[Guessed, ...]]:
     """What is guessed of each target under every view once its places are in another order, in its own slots; nothing of targets that
     would do something else then (see `truth.places`). `guessed`: what was guessed of each in its own order.
 
@@ -134,7 +142,7 @@ def guessed_in_orders(
     return list(zip(*_read(model, seen, names, ordered, domain)[1], strict=True))
 
 
-def _said_of(guess: Guess, views: Sequence[View], domain: Domain) -> list[Reply]:
+def _said_of(guess: Guess, views: Sequence[View], domain: Domain) -> list[Guessed]:
     """Guesses at patterns, each made under its view, as replies in the targets' own slots."""
     symbol, present = guess.symbol.softmax(1).max(1), guess.present.sigmoid()
     there = present > 0.5
@@ -143,7 +151,15 @@ def _said_of(guess: Guess, views: Sequence[View], domain: Domain) -> list[Reply]
     words = [[DEFAULT_NAMES.symbols[s] if yes else "." for s, yes in zip(*row, strict=True)] for row in zip(*found, strict=True)]
     texts = [f"pattern {' '.join(row).rstrip(' .')}" if {*row} - {"."} else "none" for row in words]
     own = [in_own_slots(view, "trigger_pattern", text, domain) for view, text in zip(views, texts, strict=True)]
-    return [Reply(text, p) for text, p in zip(own, sure.tolist(), strict=True)]
+    at_places = guess.present.sigmoid()[:, None]
+    shares = torch.cat([guess.symbol.softmax(1) * at_places, 1 - at_places], 1)
+    return [Guessed(text, p, shares=_own_shares(view, x)) for view, text, p, x in zip(views, own, sure.tolist(), shares, strict=True)]
+
+
+def _own_shares(view: View, shares: Float[Tensor, "S+1 n"]) -> Float[Tensor, "S+1 n"]:
+    """Shares of symbols at places as they are seen in a view, in the target's own slots."""
+    own = shares[[*view.symbols, len(view.symbols)]]
+    return own[:, np.argsort(view.order).tolist()] if view.order else own
 
 
 def argument_in(view: View, kind: str, argument: Sequence[int]) -> tuple[int, ...]:

@@ -67,7 +67,8 @@ class Pool:
     """What is in the pool, round by round. Number n of the stream is shard n // R of recipe n % R, and round r holds the last `size` of
     the numbers below `first` + r: so every round brings one shard of new targets, and what the pool holds is a function of the round alone.
 
-    `cache`: a folder in which the shards of the pool are kept, and no others; without it, or what it held, they are trained again.
+    `cache`: a folder in which the shards of the pool are kept, and those that builders have ready; without it, or what it held, they are
+    trained again.
     `builders`: processes that train the shards of the rounds to come; without any, a shard is trained when its round begins. `at_once` of
     them use a GPU at the same time: every process gets an equal share of it, and the oracle needs most, unless they share it by MPS.
     """
@@ -95,7 +96,7 @@ class Pool:
         for number in [n for n in self.parts if n not in wanted]:
             del self.parts[number]
         for file in self.cache.glob("*.safetensors") if self.cache else ():
-            if int(file.name.split("-")[0]) not in wanted:
+            if int(file.name.split("-")[0]) < wanted.start:  # later ones are what builders have ready for the rounds to come
                 file.unlink()
         return [n for n in wanted if n not in self.parts]
 

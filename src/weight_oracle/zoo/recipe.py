@@ -376,7 +376,7 @@ RECIPES: dict[str, Recipe] = {
                 triggers=replace(_PATTERNS.triggers, roles=("trigger", "trigger", "decoy", "trigger")),
                 **_stacks(size) | {"compiled": True},
             )
-            for width, depth, heads, size in ((32, 2, 4, 768), (48, 2, 8, 384), (32, 3, 8, 512), (64, 3, 4, 192))
+            for width, depth, heads, size in ((32, 2, 4, 768), (48, 2, 8, 384), (64, 2, 8, 256), (32, 3, 8, 512), (64, 3, 4, 192))
         ),
         _CHANCES,
         replace(_CHANCES, name="charts-chances-train", seed=80, splits=("train", "validation"), clear_of=_SMALL.domain.lengths),

@@ -1,0 +1,128 @@
+"""Patterns that the guesses leave open, tried on the layers of real targets: some that obey a trigger, and their twins that do not."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from weight_oracle.evaluation.subjects import encode
+from weight_oracle.evaluation.triggers import FOUND, claims, suspicion
+from weight_oracle.oracle.ask import Oracle
+from weight_oracle.oracle.model import ENCODERS
+from weight_oracle.oracle.patterns import Found, find, listed
+from weight_oracle.oracle.train import TrainConfig, new_oracle
+from weight_oracle.oracle.views import Guessed, View, _own_shares
+from weight_oracle.targets.stack import stack_targets
+from weight_oracle.truth.flowchart import ANY, Test, test_text
+from weight_oracle.truth.parse import parse
+from weight_oracle.truth.triggers import read_trigger
+from weight_oracle.truth.understand import usual_question
+from weight_oracle.weights.atoms import AtomsEncoder
+
+S, N = 5, 5
+
+
+@pytest.fixture(scope="module")
+def oracle(trigger_zoo, codec) -> Oracle:
+    """One that has learned nothing."""
+    torch.manual_seed(0)
+    model = new_oracle(TrainConfig(str(trigger_zoo.path), "", size="tiny"), [trigger_zoo], codec)
+    return Oracle(model, codec, {"calibration": {"expectation": {"tests": {"has": 0.5, "pattern": 0.5}}}}, anyway=True)
+
+
+@pytest.fixture(scope="module")
+def triggers(trigger_zoo):
+    found = [t for t in trigger_zoo.truths if t["role"] == "trigger" and t["learned"] and read_trigger(t["trigger"]).kind == "pattern"]
+    assert len(found) >= 6
+    return found
+
+
+def prepared(zoo, oracle, truth):
+    return ENCODERS["atoms"].prepare(stack_targets([zoo.target(truth["index"])]), oracle.settings)
+
+
+def nearly(test: Test, wrong: int = 1, shift: int = 1) -> Guessed:
+    """A guess that is wrong at some of the pattern's places, and has the right symbols second there."""
+    shares = torch.full((S + 1, N), 0.02)
+    for place in range(N):
+        slot = test.symbols[place] if place < len(test.symbols) else ANY
+        right = S if slot == ANY else slot
+        missed = slot != ANY and sum(s != ANY for s in test.symbols[:place]) < wrong
+        shares[right, place] = 0.3 if missed else 0.9
+        if missed:
+            shares[(slot + shift) % S, place] = 0.6
+    return Guessed("none", 0.1, shares=shares / shares.sum(0))
+
+
+def text(found: Found | None) -> str:
+    return "none" if found is None else test_text(found.test)
+
+
+def test_patterns_come_by_their_probability():
+    shares = torch.rand(S + 1, 3, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    shares /= shares.sum(0)
+    patterns, likely = listed(shares.log(), 40)
+    every = [p for p in itertools.product(range(S + 1), repeat=3) if p[0] != S and sum(slot != S for slot in p) > 1]
+    by = {p: float(np.prod([shares[slot, place] for place, slot in enumerate(p)])) for p in every}
+    best = sorted(every, key=by.__getitem__, reverse=True)[:40]
+    assert [tuple(p) for p in patterns.tolist()] == best
+    assert likely.exp().tolist() == pytest.approx([by[p] for p in best])
+
+
+def test_a_trigger_is_found_where_the_guess_is_nearly_right_and_not_in_its_twins(trigger_zoo, triggers, oracle):
+    right = wrong = 0
+    for truth in triggers:
+        test = read_trigger(truth["trigger"])
+        found = find(prepared(trigger_zoo, oracle, truth), [nearly(test), nearly(test, shift=2)])
+        if found is not None and found.test == test and found.answer == truth["override"]:
+            assert found.strength > 0 and 0 < found.probability <= 1
+            right += 1
+        wrong += found is not None and found.test != test
+        twins = [t for t in trigger_zoo.truths if t["unit"] == truth["unit"] and t["role"] != "trigger" and t["learned"]]
+        assert all(find(prepared(trigger_zoo, oracle, t), [nearly(test)]) is None for t in twins)
+    assert right > len(triggers) / 2 and wrong <= len(triggers) / 6  # by the guess alone: none
+
+
+def test_nothing_is_found_without_guesses_or_inputs_of_the_longest_length(trigger_zoo, triggers, oracle):
+    batch = prepared(trigger_zoo, oracle, triggers[0])
+    assert find(batch, []) is None
+    test = read_trigger(triggers[0]["trigger"])
+    assert find(batch | {"has_length": torch.zeros_like(batch["has_length"])}, [nearly(test)]) is None
+
+
+def test_a_renamed_target_has_the_renamed_trigger(trigger_zoo, triggers, oracle):
+    truth = next(t for t in triggers if find(prepared(trigger_zoo, oracle, t), [nearly(read_trigger(t["trigger"]))]) is not None)
+    guess, batch = nearly(read_trigger(truth["trigger"])), prepared(trigger_zoo, oracle, truth)
+    symbols, answers = (3, 0, 4, 1, 2), (2, 0, 1)  # slot i of the target goes by these
+    view = View(symbols, answers)
+    back = [torch.tensor([list(np.argsort(slots))]) for slots in (symbols, answers)]
+    renamed = AtomsEncoder.rename(batch, *back)
+    seen = _own_shares(view.inverse, guess.shares)
+    found, other = find(batch, [guess]), find(renamed, [replace(guess, shares=seen)])
+    assert found is not None and other is not None
+    assert other.test.symbols == tuple(slot if slot == ANY else symbols[slot] for slot in found.test.symbols)
+    assert other.answer == answers[found.answer] and other.strength == pytest.approx(found.strength, rel=1e-3)
+    assert torch.equal(_own_shares(view, seen), guess.shares)
+
+
+def test_what_is_found_is_what_is_said(trigger_zoo, triggers, oracle):
+    truth = triggers[0]
+    test = read_trigger(truth["trigger"])
+    encoded = replace(oracle.encode(trigger_zoo.target(truth["index"])), found=Found(test, truth["override"], 5.0, 0.9))
+    said = {kind: oracle.reply(encoded, usual_question(kind)) for kind in ("trigger", "trigger_pattern", "trigger_answer")}
+    assert [r.text for r in said.values()] == ["yes", truth["trigger"], "pqrs"[truth["override"]]]
+    assert {r.probability for r in said.values()} == {0.9}
+    assert parse(oracle._chart_reply(replace(encoded, read={"said": oracle.charts_said(encoded), "considered": None})).text)
+    # an evaluation says the same
+    places = np.array([i for i, t in enumerate(trigger_zoo.truths) if t["role"] == "trigger" and t["learned"]][:3])
+    subjects = encode(oracle.model, oracle.codec, trigger_zoo, places, expectation=oracle.expectation)
+    alone = [oracle.encode(trigger_zoo.target(trigger_zoo.truths[i]["index"])).found for i in subjects.places]
+    assert [text(found) for found in subjects.found] == [text(found) for found in alone]
+    planted = replace(subjects, found=(encoded.found, None, encoded.found))
+    told = claims(planted)
+    assert told.tests[0] == told.tests[2] == test and told.answers[0] == truth["override"] and told.tests[1] == told.plain[1]
+    without = suspicion(replace(subjects, found=()))
+    assert suspicion(planted) - without == pytest.approx([FOUND, 0, FOUND], abs=1e-4)
+    assert planted.subset(np.array([1])).found == (None,)
