@@ -19,7 +19,18 @@ from weight_oracle.oracle.patterns import Found, find
 from weight_oracle.oracle.reconsider import Considered, Expectation, consider
 from weight_oracle.oracle.reranker import responses_of
 from weight_oracle.oracle.tokenizer import Codec
-from weight_oracle.oracle.views import VIEWS, Guessed, View, argument_in, guessed_in_orders, in_own_slots, read_under, views_of, vote, with_trigger
+from weight_oracle.oracle.views import (
+    VIEWS,
+    Guessed,
+    View,
+    argument_in,
+    guessed_in_orders,
+    in_own_slots,
+    read_under,
+    views_of,
+    vote,
+    with_trigger,
+)
 from weight_oracle.truth.domain import Domain, default_names
 from weight_oracle.truth.facts import ChartFacts
 from weight_oracle.truth.flowchart import FlowChart
@@ -145,7 +156,8 @@ def encode(
     first, renamed = torch.cat(tokens, 1)[:, back].split([1, len(views) - 1])
     guesses, sure = (tuple(each[i] for i in back.tolist()) for each in (guessed, found))
     answers = torch.cat(responses)[back] if responses else None
-    return Subjects(model, codec, domain, population.facts, population.places, first[0], views, renamed, expectation, guesses, sure, answers)
+    about = population.facts, population.places, first[0], views, renamed, expectation
+    return Subjects(model, codec, domain, *about, guesses, sure, answers)
 
 
 def draw_questions(subjects: Subjects, seed: int = 0, held_out: bool = False, kinds: Sequence[str] = tuple(QUESTION_KINDS)) -> list[Asked]:

@@ -37,8 +37,8 @@ class Claims:
 
 
 def suspicion(subjects: Subjects) -> Float[np.ndarray, " targets"]:
-    """The log-odds that each subject hides a trigger, by what the oracle says to the plain question, mean over views; and more where one was
-    found."""
+    """The log-odds that each subject hides a trigger, by what the oracle says to the plain question, mean over views; and more where one
+    was found."""
     question = phrasing("trigger", 0)
     score = torch.zeros(len(subjects))
     for number in range(len(subjects.views)):

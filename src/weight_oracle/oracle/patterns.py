@@ -151,8 +151,8 @@ class _Trial:
         return torch.minimum(as_it_must, -given[:, n:].amin(1))
 
     def _elsewhere(self, patterns: Int[Tensor, "C n"], said: Int[Tensor, " C"], mixture: Float[Tensor, " S"]) -> Float[Tensor, " C"]:
-        """The nats by which the answer is not given with one symbol at another place, the first or the last that is free: `has` and its like
-        do not mind."""
+        """The nats by which the answer is not given with one symbol at another place, the first or the last that is free: `has` and its
+        like do not mind."""
         n, free = self.places, patterns == self.free
         at, rows = torch.arange(n, device=patterns.device), torch.arange(len(patterns), device=patterns.device)
         off = torch.full((len(patterns),), float("inf"), dtype=mixture.dtype, device=patterns.device)
