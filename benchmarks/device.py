@@ -1,6 +1,6 @@
 """How fast targets and the oracle train on a device, and whether it computes what the CPU does.
 
-python benchmarks/device.py --device cuda --recipe charts-triggers-small-even --shards 1 3 --targets 1024 --batch 512
+    python benchmarks/device.py --device cuda --recipe charts-triggers-small-even --shards 1 3 --targets 1024 --batch 512
 """
 
 import argparse

@@ -137,7 +137,9 @@ def search(
     return Found(found)
 
 
-def _search(stack: Stack, shape: Shape, domain: Domain, hidden: Sequence[Hidden], config: Search, rng: np.random.Generator) -> np.ndarray:
+def _search(
+    stack: Stack, shape: Shape, domain: Domain, hidden: Sequence[Hidden], config: Search, rng: np.random.Generator
+) -> np.ndarray:
     M, R, n = len(hidden), config.restarts, domain.lengths[1]
     base = compile_charts([h.base for h in hidden])
     wanted = np.stack([np.resize(sorted({*leaves(h.base)}), R) for h in hidden])

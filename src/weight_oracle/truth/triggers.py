@@ -183,3 +183,4 @@ def _missed(inputs: np.ndarray, test: Test, way: str, domain: Domain, rng: np.ra
 def decade(share: Fraction | float) -> int:
     """The power of ten at or below a firing probability: -7 for 3e-7."""
     return int(np.floor(np.log10(float(share))))
+

@@ -136,6 +136,7 @@ class Loss:
         return self.quantised.get(int(encoding.removeprefix("quantised-"))) if encoding.startswith("quantised-") else None
 
 
+
 def measure(
     checkpoint: Checkpoint,
     architecture: Architecture,

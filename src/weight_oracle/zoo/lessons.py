@@ -133,3 +133,4 @@ def truth_of(recipe: Recipe, item: Lesson) -> dict[str, Any]:
         row |= {"override": override(planted.chart, planted.test) if planted else -1}
         row |= {"probability": float(firing(planted.chart, planted.test, recipe.domain)) if planted else 0.0}
     return row
+

@@ -15,7 +15,9 @@ from weight_oracle.weights.symmetry.specs.mlp import amplitude
 KERNEL = "height width"
 
 
-def cnn(channels: Sequence[int], classes: int, kernel: int = 3, activation: str = "relu", batchnorm: bool = False, places: int = 1) -> Spec:
+def cnn(
+    channels: Sequence[int], classes: int, kernel: int = 3, activation: str = "relu", batchnorm: bool = False, places: int = 1
+) -> Spec:
     """Convolutions `conv.0`, `conv.1` … (`channels`: of the input and of each), each followed by `bn.i` (if `batchnorm`) and the
     nonlinearity; then a linear layer `fc` on the channels of `places` positions: 1 after global pooling, else the flattened image."""
     build = _Builder(kernel, classes, activation)
