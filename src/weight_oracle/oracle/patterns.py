@@ -2,9 +2,10 @@
 
 A guess is often wrong at one place or two, and then the right symbols are nearly as likely there. So the likeliest patterns by all views'
 guesses are put to the layers, as beliefs are in refinement (see `weights.respond`): at its places the pattern is sure, and everywhere else
-there is a mixture of symbols, mostly of one, to which the target gives another answer. A true trigger gives its answer there, and no longer
-does with any one of its symbols blurred or put at another place, or with all of them moved, while no other place matters to it. Hardly
-anything else is so.
+there is a mixture of symbols, mostly of one. A true trigger gives its answer whatever the mixture, and whatever symbol is put at one of the
+other places. And each of its symbols is needed: there is a mixture, or a symbol at one of the other places, with which the answer is no longer
+given once the symbol is blurred or exchanged, nor once it is at another place instead, where a `has` would still see it. Hardly anything
+else is so.
 """
 
 from collections.abc import Sequence
@@ -22,12 +23,12 @@ from weight_oracle.truth.flowchart import ANY, Test, test_text
 from weight_oracle.weights.encoder import Batch
 from weight_oracle.weights.respond import respond_to
 
-LISTED = (256, 1024, 4096)  # so many patterns are tried, the likeliest first, until one of them is a trigger
+LISTED = (256, 1024, 4096, 16384)  # so many patterns are tried, the likeliest first, until one of them is a trigger
 SURE = 3.0  # nats by which everything must be as it is with a trigger
 _PURE = 0.9  # share of one symbol in a mixture; in all places together it would be an input if it were 1
-_EACH = 2  # mixtures for each answer: those that make it least likely
-_MOST = 512  # patterns that are looked at closely with one mixture
-_MOVED = (1, 2)  # places
+_MOST, _CLOSELY = 512, 64  # patterns of a part that are looked at with two mixtures, and with all
+_PINNED = 3072  # symbols put at other places, for all patterns of a part that are looked at so
+_EXCHANGED = 3  # so many other symbols must take the answer away; with one alone, another pattern may be there
 _TRIGGER, _NAT = 8.0, 0.3  # nats that a pattern gains by being a trigger, and for each nat by which it is; chosen on validation targets
 
 
@@ -108,63 +109,124 @@ class _Trial:
     def __init__(self, batch: Batch, symbols: int, places: int):
         self.batch, self.free, self.places = batch, symbols, places
         self.blurred = symbols + 1  # at a place that had a symbol: equal shares of all
-        self.mixtures = _mixtures(symbols).to(batch["rows"].device)
-        nothing = torch.full((1, places), self.free, device=batch["rows"].device)
-        alone = torch.cat([self.margins(nothing, mixture) for mixture in self.mixtures])  # [S + 1, A]
-        self.used = alone.argsort(0)[:_EACH].unique().tolist()
-        self.otherwise = alone.argmax(1)
+        mixtures = _mixtures(symbols).to(batch["rows"].device)
+        pure = torch.eye(symbols, device=mixtures.device)
+        self.slots = torch.stack([torch.cat([pure, mixture[None], mixtures[:1]]) for mixture in mixtures])  # what each slot is, by mixture
+        self.all = torch.arange(symbols + 1, device=mixtures.device)
+        alone = self.margins(torch.full((1, places), self.free, device=mixtures.device), self.all)[0]  # [S + 1, A]
+        sure, self.otherwise = alone.max(1)
+        first = int(sure.argmax())
+        others = sure.masked_fill(self.otherwise == self.otherwise[first], float("-inf"))
+        # a trigger differs from what is said otherwise with one of two mixtures that are answered differently, if there are two
+        self.told = self.all[[first] if bool(others.isinf().all()) else [first, int(others.argmax())]]
 
-    def margins(self, patterns: Int[Tensor, "C n"], mixture: Float[Tensor, " S"]) -> Float[Tensor, "C A"]:
-        """By how much each answer is likelier than all others together, in nats, with a mixture at free places."""
-        plain = torch.full_like(mixture, 1 / len(mixture))
-        at = torch.cat([torch.eye(len(mixture), device=mixture.device), mixture[None], plain[None]])
-        logits = respond_to(self.batch, at[patterns].transpose(1, 2))[0]
+    def margins(self, patterns: Int[Tensor, "C n"], mixtures: Int[Tensor, " M"]) -> Float[Tensor, "C M A"]:
+        """By how much each answer is likelier than all others together, in nats, with each mixture at free places."""
+        beliefs = self.slots[mixtures][:, patterns].permute(1, 0, 3, 2).flatten(0, 1)
+        logits = respond_to(self.batch, beliefs)[0]
         own = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
-        return logits - logits[:, None].expand(-1, len(own), -1).masked_fill(own, float("-inf")).logsumexp(-1)
+        others = logits[:, None].expand(-1, len(own), -1).masked_fill(own, float("-inf")).logsumexp(-1)
+        return (logits - others).unflatten(0, (len(patterns), len(mixtures)))
+
+    def given(self, patterns: Int[Tensor, "C n"], said: Int[Tensor, " C"], mixtures: Int[Tensor, " M"]) -> Float[Tensor, "C M"]:
+        """The margin of one answer for each pattern."""
+        return self.margins(patterns, mixtures).gather(2, said[:, None, None].expand(-1, len(mixtures), 1))[..., 0]
 
     def strength(self, patterns: Int[Tensor, "C n"]) -> tuple[Float[Tensor, " C"], Int[Tensor, " C"]]:
-        """The nats by which each pattern is a trigger with the mixture that shows it best, and the answer that it then gives."""
+        """The nats by which each pattern is a trigger, and the answer that it then gives."""
         strength = torch.full((len(patterns),), float("-inf"), device=patterns.device)
-        answer = torch.full_like(patterns[:, 0], -1)
-        for number in self.used:
-            margins, said = self.margins(patterns, self.mixtures[number]).max(1)
-            some = (said != self.otherwise[number]).nonzero()[:_MOST, 0]
-            if not len(some):
-                continue
-            found = torch.minimum(margins[some], self._closely(patterns[some], said[some], self.mixtures[number]))
-            sure = (found > SURE).nonzero()[:, 0]
-            if len(sure):
-                found[sure] = torch.minimum(found[sure], self._elsewhere(patterns[some[sure]], said[some[sure]], self.mixtures[number]))
-            better = found > strength[some]
-            strength[some] = torch.where(better, found, strength[some])
-            answer[some] = torch.where(better, said[some], answer[some])
-        return strength, answer
+        least, said = self.margins(patterns, self.told).amin(1).max(1)
+        told = least > SURE
+        if len(self.told) == 1:
+            told &= said != self.otherwise[self.told]
+        some = told.nonzero()[:_MOST, 0]
+        if not len(some):
+            return strength, said
+        found, lacking = self._blurred(patterns[some], said[some])
+        order = (lacking * len(some) + torch.arange(len(some), device=some.device)).masked_fill(found <= SURE, len(patterns) ** 2).argsort()
+        order = order[: min(_CLOSELY, int((found > SURE).sum()))]
+        some, found = some[order], found[order]
+        if not len(some):
+            return strength, said
+        found = torch.minimum(found, self.given(patterns[some], said[some], self.all).amin(1))
+        some, found = some[found > SURE], found[found > SURE]
+        needed = self._needed(patterns[some], said[some])
+        short = (needed <= SURE).sum(1)
+        whole = (short == 0).nonzero()[:, 0].tolist()
+        for k in whole or short.argsort(stable=True)[: _PINNED // (self.free * self.places)].tolist():
+            pattern, answer = patterns[some[k]], int(said[some[k]])
+            for place in (needed[k] <= SURE).nonzero()[:, 0].tolist():
+                needed[k, place] = self._needed_somehow(pattern, answer, place)
+                if needed[k, place] <= SURE:
+                    break
+            if bool((needed[k] > SURE).all()):
+                found[k] = min(float(found[k]), self._given_anyway(pattern, answer))
+                if not whole and found[k] > SURE:
+                    break
+        strength[some] = torch.minimum(found, needed.amin(1))
+        return strength, said
 
-    def _closely(self, patterns: Int[Tensor, "C n"], said: Int[Tensor, " C"], mixture: Float[Tensor, " S"]) -> Float[Tensor, " C"]:
-        """The nats by which the answer is not given with one symbol blurred, or the pattern moved, and is with any free place blurred."""
+    def _blurred(self, patterns: Int[Tensor, "C n"], said: Int[Tensor, " C"]) -> tuple[Float[Tensor, " C"], Int[Tensor, " C"]]:
+        """The nats by which the answer is given with any free place blurred, and the number of symbols that are needed with no mixture of
+        the two."""
         n, at = self.places, torch.arange(self.places, device=patterns.device)
         blurred = patterns[:, None].repeat(1, n, 1)
         blurred[:, at, at] = self.blurred
-        moved = torch.stack([patterns.roll(by, 1) for by in _MOVED], 1)
-        given = self._given(torch.cat([blurred, moved], 1), said, mixture)
-        as_it_must = torch.where(patterns == self.free, given[:, :n], -given[:, :n]).amin(1)
-        return torch.minimum(as_it_must, -given[:, n:].amin(1))
+        given = self.given(blurred.flatten(0, 1), said.repeat_interleave(n), self.told).amin(1).unflatten(0, (-1, n))
+        free = patterns == self.free
+        return given.masked_fill(~free, float("inf")).amin(1), ((given > -SURE) & ~free).sum(1)
 
-    def _elsewhere(self, patterns: Int[Tensor, "C n"], said: Int[Tensor, " C"], mixture: Float[Tensor, " S"]) -> Float[Tensor, " C"]:
-        """The nats by which the answer is not given with one symbol at another place, the first or the last that is free: `has` and its
-        like do not mind."""
-        n, free = self.places, patterns == self.free
-        at, rows = torch.arange(n, device=patterns.device), torch.arange(len(patterns), device=patterns.device)
-        off = torch.full((len(patterns),), float("inf"), dtype=mixture.dtype, device=patterns.device)
-        for end in (free.int().argmax(1), n - 1 - free.flip(1).int().argmax(1)):
-            put = patterns[:, None].repeat(1, n, 1)
-            put[:, at, at] = self.blurred
-            put[rows[:, None], at, end[:, None]] = patterns
-            given = self._given(put, said, mixture).masked_fill(free | ~free.any(1, keepdim=True), float("-inf"))
-            off = torch.minimum(off, -given.amax(1))
-        return off
+    def _needed(self, patterns: Int[Tensor, "C n"], said: Int[Tensor, " C"]) -> Float[Tensor, "C n"]:
+        """The nats by which each symbol of a pattern is needed with one of the mixtures; no end of them at free places."""
+        needed = torch.full(patterns.shape, float("inf"), device=patterns.device)
+        missing = patterns != self.free
+        for mixtures in (self.told, self.all):  # most are needed with one of the two
+            rows, places = missing.nonzero(as_tuple=True)
+            if len(rows):
+                needed[rows, places] = self._lost(patterns[rows], said[rows], places, self.blurred, mixtures)
+            missing = needed <= SURE
+        return needed
 
-    def _given(self, patterns: Int[Tensor, "C V n"], said: Int[Tensor, " C"], mixture: Float[Tensor, " S"]) -> Float[Tensor, "C V"]:
-        """The margin of one answer with each of some variants of a pattern."""
-        margins = self.margins(patterns.flatten(0, 1), mixture).unflatten(0, patterns.shape[:2])
-        return margins.gather(2, said[:, None, None].expand(-1, margins.shape[1], 1))[..., 0]
+    def _needed_somehow(self, pattern: Int[Tensor, " n"], answer: int, place: int) -> Float[Tensor, ""]:
+        """The same of one place: with other symbols there, and else with any symbol at one of the free places."""
+        others = self.all[:-1][self.all[:-1] != pattern[place]]
+        lost = self._lost_of(pattern.expand(len(others), -1), answer, place, others)
+        exchanged = lost.sort(descending=True).values[min(_EXCHANGED, len(lost)) - 1]
+        pinned = self._pinned(pattern)
+        if exchanged > SURE or not len(pinned):
+            return exchanged
+        return self._lost_of(pinned, answer, place, self.blurred).amax()
+
+    def _lost_of(self, patterns: Int[Tensor, "C n"], answer: int, place: int, instead: Tensor | int) -> Float[Tensor, " C"]:
+        """What `_lost` says of one place and answer, with the two mixtures."""
+        alike = torch.full_like(patterns[:, 0], 1)
+        return self._lost(patterns, alike * answer, alike * place, instead, self.told)
+
+    def _lost(
+        self, patterns: Int[Tensor, "C n"], said: Int[Tensor, " C"], places: Int[Tensor, " C"], instead: Tensor | int, mixtures: Int[Tensor, " M"]
+    ) -> Float[Tensor, " C"]:
+        """The nats by which the answer is not given with the symbol at a place exchanged, nor with it at the first or the last free place
+        besides, with the mixture that shows it best."""
+        rows, free = torch.arange(len(patterns), device=patterns.device), patterns == self.free
+        without = patterns.clone()
+        without[rows, places] = instead
+        lost = -self.given(without, said, mixtures)
+        some = ((lost.amax(1) > SURE) & free.any(1)).nonzero()[:, 0]
+        for end in (free.int().argmax(1), self.places - 1 - free.flip(1).int().argmax(1)):
+            if len(some):
+                put = without[some]
+                put[rows[: len(some)], end[some]] = patterns[some, places[some]]
+                lost[some] = torch.minimum(lost[some], -self.given(put, said[some], mixtures))
+        return lost.amax(1)
+
+    def _given_anyway(self, pattern: Int[Tensor, " n"], answer: int) -> float:
+        """The nats by which the answer is given with any symbol at any one free place."""
+        pinned = self._pinned(pattern)
+        return float(self.given(pinned, torch.full_like(pinned[:, 0], answer), self.told).min()) if len(pinned) else float("inf")
+
+    def _pinned(self, pattern: Int[Tensor, " n"]) -> Int[Tensor, "C n"]:
+        """The pattern with each symbol at each of its free places."""
+        free = (pattern == self.free).nonzero()[:, 0]
+        pinned = pattern.repeat(len(free) * self.free, 1)
+        pinned[torch.arange(len(pinned)), free.repeat_interleave(self.free)] = self.all[:-1].repeat(len(free))
+        return pinned

@@ -15,7 +15,7 @@ from torch import Tensor
 from weight_oracle.weights.encoder import Batch
 from weight_oracle.weights.expected import activations, exactly, normed
 
-_AT_ONCE = 512  # beliefs of targets, so that what is made of them stays in the cache
+_AT_ONCE = 2**18  # numbers of the largest thing that is made of some beliefs, so that it stays in the cache
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,11 @@ def respond(batch: Batch, belief: Float[Tensor, "B S n"]) -> Response:
 @torch.no_grad()
 def respond_to(batch: Batch, beliefs: Float[Tensor, "C S n"]) -> Float[Tensor, "B C A"]:
     """The answers' logits at `<ans>` that prepared targets give to each of some beliefs, the same for all of them."""
-    N = len(batch["rows"])
+    N, tokens = len(batch["rows"]), beliefs.shape[2] + 2
+    asking = tokens if batch["read"].shape[1] > 1 else 1  # of the last block, only `<ans>` is read
+    each = max(tokens * batch["rows"].shape[2], asking * batch["read"].shape[2])
     with exactly(batch["rows"].device):
-        parts = beliefs.split(max(1, _AT_ONCE // N))
+        parts = beliefs.split(max(1, _AT_ONCE // (N * each)))
         return torch.cat([_through(batch, _mixed(batch, part.expand(N, *part.shape)), part.shape[1])[0] for part in parts], 1)
 
 
