@@ -9,13 +9,15 @@ import torch
 
 from weight_oracle.evaluation.subjects import encode
 from weight_oracle.evaluation.triggers import FOUND, claims, suspicion
+from weight_oracle.oracle import patterns
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.model import ENCODERS
 from weight_oracle.oracle.patterns import Found, find, listed
 from weight_oracle.oracle.train import TrainConfig, new_oracle
 from weight_oracle.oracle.views import Guessed, View, _own_shares
 from weight_oracle.targets.stack import stack_targets
-from weight_oracle.truth.flowchart import ANY, Test, test_text
+from weight_oracle.truth.flowchart import ANY, Test, test_text, tests
+from weight_oracle.truth.interpret import run_one
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.triggers import read_trigger
 from weight_oracle.truth.understand import usual_question
@@ -63,11 +65,11 @@ def text(found: Found | None) -> str:
 def test_patterns_come_by_their_probability():
     shares = torch.rand(S + 1, 3, generator=torch.Generator().manual_seed(0), dtype=torch.double)
     shares /= shares.sum(0)
-    patterns, likely = listed(shares.log(), 40)
+    some, likely = listed(shares.log(), 40)
     every = [p for p in itertools.product(range(S + 1), repeat=3) if p[0] != S and sum(slot != S for slot in p) > 1]
     by = {p: float(np.prod([shares[slot, place] for place, slot in enumerate(p)])) for p in every}
     best = sorted(every, key=by.__getitem__, reverse=True)[:40]
-    assert [tuple(p) for p in patterns.tolist()] == best
+    assert [tuple(p) for p in some.tolist()] == best
     assert likely.exp().tolist() == pytest.approx([by[p] for p in best])
 
 
@@ -83,6 +85,53 @@ def test_a_trigger_is_found_where_the_guess_is_nearly_right_and_not_in_its_twins
         twins = [t for t in trigger_zoo.truths if t["unit"] == truth["unit"] and t["role"] != "trigger" and t["learned"]]
         assert all(find(prepared(trigger_zoo, oracle, t), [nearly(test)]) is None for t in twins)
     assert right > len(triggers) / 2 and wrong <= len(triggers) / 6  # by the guess alone: none
+
+
+def follow(monkeypatch, chart: str) -> dict[str, torch.Tensor]:
+    """A prepared target that follows a chart exactly; a mixture of no symbol most of all is none to it."""
+
+    def respond_to(batch, beliefs):
+        most, word = beliefs.max(1)
+        said = run_one(parse(chart), torch.where(most < 0.5, S, word).to(torch.int8).numpy())
+        return torch.nn.functional.one_hot(torch.from_numpy(said).long(), 4)[None] * 10.0
+
+    monkeypatch.setattr(patterns, "respond_to", respond_to)
+    return {"has_length": torch.ones(1, 1), "rows": torch.zeros(1)}
+
+
+@pytest.mark.parametrize(
+    "chart",
+    [
+        "if pattern a b c: say p else: if has d: say p else: say q",
+        "if has a: if pattern a b c: say p else: say q else: say p",  # `a` is needed where another one is elsewhere
+        "if last is e: if pattern a b c: say p else: say q else: say p",  # where an `e` is last
+        "if last is e: if pattern a . c d: say p else: say q else: say p",
+        # where an `e` is at the last place alone
+        "if first is a: if at 4 is e: say p else: if at 5 is e: if pattern a b: say p else: say r else: say p else: say q",
+        "if at 2 is b: if pattern a b c: say p else: say r else: if has c: say q else: say p",  # where `b` is exchanged for others
+    ],
+)
+def test_a_trigger_may_share_its_symbols_with_the_chart(monkeypatch, chart):
+    test = next(t for t in tests(parse(chart)) if t.kind == "pattern")
+    found = find(follow(monkeypatch, chart), [nearly(test)])
+    assert found is not None and (found.test, found.answer) == (test, 0)
+
+
+@pytest.mark.parametrize(
+    ("chart", "guess"),
+    [
+        ("if has a: if has b: say p else: say q else: say q", "pattern a b"),
+        ("if has a: say p else: if at 3 is c: say p else: say q", "pattern a . c"),
+        ("if count a >= 2: say p else: say q", "pattern a a"),
+        ("if a before b: say p else: say q", "pattern a b"),
+        ("if has e: say q else: if has a: if has c: say p else: say q else: say q", "pattern a . c"),
+        ("if last is e: say p else: say q", "pattern a b"),
+        ("say p", "pattern a b"),
+    ],
+)
+def test_other_tests_are_not_taken_for_a_trigger(monkeypatch, chart, guess):
+    test = read_trigger(guess)
+    assert test is not None and find(follow(monkeypatch, chart), [nearly(test, wrong) for wrong in (0, 1)]) is None
 
 
 def test_nothing_is_found_without_guesses_or_inputs_of_the_longest_length(trigger_zoo, triggers, oracle):

@@ -2,10 +2,10 @@
 
 A guess is often wrong at one place or two, and then the right symbols are nearly as likely there. So the likeliest patterns by all views'
 guesses are put to the layers, as beliefs are in refinement (see `weights.respond`): at its places the pattern is sure, and everywhere else
-there is a mixture of symbols, mostly of one. A true trigger gives its answer whatever the mixture, and whatever symbol is put at one of the
-other places. And each of its symbols is needed: there is a mixture, or a symbol at one of the other places, with which the answer is no longer
-given once the symbol is blurred or exchanged, nor once it is at another place instead, where a `has` would still see it. Hardly anything
-else is so.
+there is a mixture of symbols, mostly of one. A true trigger gives its answer whatever the mixture, and whatever symbol is put at one of
+the other places. And each of its symbols is needed: there is a mixture, or a symbol at one of the other places, with which the answer is
+no longer given once the symbol is blurred or exchanged, nor once it is at another place instead, where a `has` would still see it. Hardly
+anything else is so.
 """
 
 from collections.abc import Sequence
@@ -28,6 +28,7 @@ SURE = 3.0  # nats by which everything must be as it is with a trigger
 _PURE = 0.9  # share of one symbol in a mixture; in all places together it would be an input if it were 1
 _MOST, _CLOSELY = 512, 64  # patterns of a part that are looked at with two mixtures, and with all
 _PINNED = 3072  # symbols put at other places, for all patterns of a part that are looked at so
+_FEW = 4  # symbols; that each of more is needed no other chart of a few tests can do
 _EXCHANGED = 3  # so many other symbols must take the answer away; with one alone, another pattern may be there
 _TRIGGER, _NAT = 8.0, 0.3  # nats that a pattern gains by being a trigger, and for each nat by which it is; chosen on validation targets
 
@@ -203,20 +204,30 @@ class _Trial:
         return self._lost(patterns, alike * answer, alike * place, instead, self.told)
 
     def _lost(
-        self, patterns: Int[Tensor, "C n"], said: Int[Tensor, " C"], places: Int[Tensor, " C"], instead: Tensor | int, mixtures: Int[Tensor, " M"]
+        self,
+        patterns: Int[Tensor, "C n"],
+        said: Int[Tensor, " C"],
+        places: Int[Tensor, " C"],
+        instead: Tensor | int,
+        mixtures: Int[Tensor, " M"],
     ) -> Float[Tensor, " C"]:
-        """The nats by which the answer is not given with the symbol at a place exchanged, nor with it at the first or the last free place
-        besides, with the mixture that shows it best."""
+        """The nats by which the answer is not given with the symbol at a place exchanged, nor with it besides at the first or the last free
+        place, with the mixture that shows it best. Of the two places the better counts with all mixtures, for a chart may ask what is last;
+        where the mixtures are few and much else is tried, the worse."""
         rows, free = torch.arange(len(patterns), device=patterns.device), patterns == self.free
         without = patterns.clone()
         without[rows, places] = instead
         lost = -self.given(without, said, mixtures)
-        some = ((lost.amax(1) > SURE) & free.any(1)).nonzero()[:, 0]
-        for end in (free.int().argmax(1), self.places - 1 - free.flip(1).int().argmax(1)):
-            if len(some):
+        few = (~free).sum(1) <= _FEW
+        some = ((lost.amax(1) > SURE) & free.any(1) & few).nonzero()[:, 0]
+        if len(some):
+            moved = []
+            for end in (free.int().argmax(1), self.places - 1 - free.flip(1).int().argmax(1)):
                 put = without[some]
                 put[rows[: len(some)], end[some]] = patterns[some, places[some]]
-                lost[some] = torch.minimum(lost[some], -self.given(put, said[some], mixtures))
+                moved.append(-self.given(put, said[some], mixtures))
+            ends = torch.maximum(*moved) if len(mixtures) == len(self.all) else torch.minimum(*moved)
+            lost[some] = torch.minimum(lost[some], ends)
         return lost.amax(1)
 
     def _given_anyway(self, pattern: Int[Tensor, " n"], answer: int) -> float:
