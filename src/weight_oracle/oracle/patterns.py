@@ -28,7 +28,7 @@ SURE = 3.0  # nats by which everything must be as it is with a trigger
 _PURE = 0.9  # share of one symbol in a mixture; in all places together it would be an input if it were 1
 _MOST, _CLOSELY = 512, 64  # patterns of a part that are looked at with two mixtures, and with all
 _PINNED = 3072  # symbols put at other places, for all patterns of a part that are looked at so
-_FEW = 4  # symbols; that each of more is needed no other chart of a few tests can do
+_FEW = 4  # symbols: of more, no chart of a few tests needs each, so that putting them elsewhere tells nothing
 _EXCHANGED = 3  # so many other symbols must take the answer away; with one alone, another pattern may be there
 _TRIGGER, _NAT = 8.0, 0.3  # nats that a pattern gains by being a trigger, and for each nat by which it is; chosen on validation targets
 
@@ -135,37 +135,45 @@ class _Trial:
 
     def strength(self, patterns: Int[Tensor, "C n"]) -> tuple[Float[Tensor, " C"], Int[Tensor, " C"]]:
         """The nats by which each pattern is a trigger, and the answer that it then gives."""
-        strength = torch.full((len(patterns),), float("-inf"), device=patterns.device)
         least, said = self.margins(patterns, self.told).amin(1).max(1)
         told = least > SURE
         if len(self.told) == 1:
             told &= said != self.otherwise[self.told]
-        some = told.nonzero()[:_MOST, 0]
+        strength = torch.full_like(least, float("-inf"))
+        some, given = self._always(patterns, said, told.nonzero()[:_MOST, 0])
+        if len(some):
+            strength[some] = self._each_needed(patterns[some], said[some], given)
+        return strength, said
+
+    def _always(
+        self, patterns: Int[Tensor, "C n"], said: Int[Tensor, " C"], some: Int[Tensor, " K"]
+    ) -> tuple[Int[Tensor, " k"], Float[Tensor, " k"]]:
+        """Which of some patterns give their answers whatever the mixture, and by how many nats; first those of which few symbols are not
+        needed with the two."""
         if not len(some):
-            return strength, said
-        found, lacking = self._blurred(patterns[some], said[some])
-        order = (lacking * len(some) + torch.arange(len(some), device=some.device)).masked_fill(found <= SURE, len(patterns) ** 2).argsort()
-        order = order[: min(_CLOSELY, int((found > SURE).sum()))]
-        some, found = some[order], found[order]
-        if not len(some):
-            return strength, said
-        found = torch.minimum(found, self.given(patterns[some], said[some], self.all).amin(1))
-        some, found = some[found > SURE], found[found > SURE]
-        needed = self._needed(patterns[some], said[some])
+            return some, torch.zeros(0)
+        given, lacking = self._blurred(patterns[some], said[some])
+        order = lacking.masked_fill(given <= SURE, self.places + 1).argsort(stable=True)[: min(_CLOSELY, int((given > SURE).sum()))]
+        some, given = some[order], given[order]
+        given = torch.minimum(given, self.given(patterns[some], said[some], self.all).amin(1)) if len(some) else given
+        return some[given > SURE], given[given > SURE]
+
+    def _each_needed(self, patterns: Int[Tensor, "C n"], said: Int[Tensor, " C"], given: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
+        """The nats by which the answers are given whatever else there is, and by which each symbol is needed for it. Where some patterns'
+        are with the mixtures alone, the others are not looked at further, nor after the first one that is a trigger."""
+        needed, given = self._needed(patterns, said), given.clone()
         short = (needed <= SURE).sum(1)
         whole = (short == 0).nonzero()[:, 0].tolist()
         for k in whole or short.argsort(stable=True)[: _PINNED // (self.free * self.places)].tolist():
-            pattern, answer = patterns[some[k]], int(said[some[k]])
             for place in (needed[k] <= SURE).nonzero()[:, 0].tolist():
-                needed[k, place] = self._needed_somehow(pattern, answer, place)
+                needed[k, place] = self._needed_somehow(patterns[k], int(said[k]), place)
                 if needed[k, place] <= SURE:
                     break
             if bool((needed[k] > SURE).all()):
-                found[k] = min(float(found[k]), self._given_anyway(pattern, answer))
-                if not whole and found[k] > SURE:
+                given[k] = min(float(given[k]), self._given_anyway(patterns[k], int(said[k])))
+                if not whole and given[k] > SURE:
                     break
-        strength[some] = torch.minimum(found, needed.amin(1))
-        return strength, said
+        return torch.minimum(given, needed.amin(1))
 
     def _blurred(self, patterns: Int[Tensor, "C n"], said: Int[Tensor, " C"]) -> tuple[Float[Tensor, " C"], Int[Tensor, " C"]]:
         """The nats by which the answer is given with any free place blurred, and the number of symbols that are needed with no mixture of
