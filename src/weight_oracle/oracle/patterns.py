@@ -208,7 +208,7 @@ class _Trial:
 
     def _lost_of(self, patterns: Int[Tensor, "C n"], answer: int, place: int, instead: Tensor | int) -> Float[Tensor, " C"]:
         """What `_lost` says of one place and answer, with the two mixtures."""
-        alike = torch.full_like(patterns[:, 0], 1)
+        alike = torch.ones_like(patterns[:, 0])
         return self._lost(patterns, alike * answer, alike * place, instead, self.told)
 
     def _lost(
