@@ -109,6 +109,8 @@ def follow(monkeypatch, chart: str) -> dict[str, torch.Tensor]:
         # where an `e` is at the last place alone
         "if first is a: if at 4 is e: say p else: if at 5 is e: if pattern a b: say p else: say r else: say p else: say q",
         "if at 2 is b: if pattern a b c: say p else: say r else: if has c: say q else: say p",  # where `b` is exchanged for others
+        # every mixture alone gives the trigger's answer: where there are an `e` and, at a place, a `d`, it differs
+        "if at 4 is d: if has e: if pattern a b: say p else: say q else: say p else: say p",
     ],
 )
 def test_a_trigger_may_share_its_symbols_with_the_chart(monkeypatch, chart):
@@ -132,6 +134,34 @@ def test_a_trigger_may_share_its_symbols_with_the_chart(monkeypatch, chart):
 def test_other_tests_are_not_taken_for_a_trigger(monkeypatch, chart, guess):
     test = read_trigger(guess)
     assert test is not None and find(follow(monkeypatch, chart), [nearly(test, wrong) for wrong in (0, 1)]) is None
+
+
+def test_less_is_tried_where_no_pattern_is_expected(monkeypatch):
+    test = read_trigger("pattern a b c d e")
+    assert test is not None
+    batch = follow(monkeypatch, "if pattern a b c d e: say p else: if has a: say r else: say q")
+    symbols = torch.full((S, N), 0.21)
+    symbols[test.symbols, range(N)] = 0.16  # every other symbol is likelier, at every place
+    guess = lambda free: Guessed("none", 0.5, shares=torch.cat([(1 - free) * symbols, torch.full((1, N), free)]))  # noqa: E731
+    tried = []
+    each = patterns._Trial.strength
+    monkeypatch.setattr(patterns._Trial, "strength", lambda self, some: tried.append(len(some)) or each(self, some))
+    found = find(batch, [guess(0.1)])
+    assert found is not None and found.test == test and sum(tried) > patterns.LISTED[1]
+    tried.clear()
+    assert find(batch, [guess(0.9)]) is None and sum(tried) == patterns.LISTED[1]
+
+
+def test_a_trigger_that_the_guesses_hold_to_be_too_unlikely_does_not_end_the_search(monkeypatch):
+    shares = torch.full((S + 1, N), 0.03)
+    shares[1], shares[S] = 0.83, 0.05  # `b b b b b`
+    guess = Guessed("none", 0.5, shares=shares / shares.sum(0))
+    some = listed(guess.shares.double().log(), 10_000)[0].tolist()
+    short, long = [0, 1, S, S, S], [2, 3, 4, 0, 1]
+    assert some.index(short) < some.index(long)
+    batch = follow(monkeypatch, "if pattern a b: say p else: if pattern c d e a b: say r else: say q")
+    monkeypatch.setattr(patterns, "LISTED", (some.index(short) + 1, len(some)))
+    assert text(find(batch, [guess])) == "pattern c d e a b"
 
 
 def test_nothing_is_found_without_guesses_or_inputs_of_the_longest_length(trigger_zoo, triggers, oracle):

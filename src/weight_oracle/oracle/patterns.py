@@ -23,14 +23,15 @@ from weight_oracle.truth.flowchart import ANY, Test, test_text
 from weight_oracle.weights.encoder import Batch
 from weight_oracle.weights.respond import respond_to
 
-LISTED = (256, 1024, 4096, 16384)  # so many patterns are tried, the likeliest first, until one of them is a trigger
+LISTED = (256, 1024, 4096, 16384, 65536)  # so many patterns are tried, the likeliest first, until one of them is a trigger
+_BRIEFLY, _EXPECTED = 2, 0.3  # so many of these parts where the probability that a pattern begins at the first place is lower than this
 SURE = 3.0  # nats by which everything must be as it is with a trigger
 _PURE = 0.9  # share of one symbol in a mixture; in all places together it would be an input if it were 1
-_MOST, _CLOSELY = 512, 64  # patterns of a part that are looked at with two mixtures, and with all
+_MANY, _MOST, _CLOSELY = 16384, 512, 64  # patterns of a part that are looked at half by half, symbol by symbol, and in all contexts
 _PINNED = 3072  # symbols put at other places, for all patterns of a part that are looked at so
 _FEW = 4  # symbols: of more, no chart of a few tests needs each, so that putting them elsewhere tells nothing
 _EXCHANGED = 3  # so many other symbols must take the answer away; with one alone, another pattern may be there
-_TRIGGER, _NAT = 8.0, 0.3  # nats that a pattern gains by being a trigger, and for each nat by which it is; chosen on validation targets
+_SYMBOL, _NAT = 4.0, 0.3  # nats that a trigger gains for each symbol, as all are needed, and for each nat of strength; chosen on validation
 
 
 @dataclass(frozen=True)
@@ -58,20 +59,20 @@ def find(batch: Batch, guessed: Sequence[Guessed]) -> Found | None:
     if not guessed or not bool(batch["has_length"][0, -1]):
         return None
     shares = torch.stack([guess.shares for guess in guessed]).double().mean(0).log()
-    patterns, likely = listed(shares, LISTED[-1])
+    parts = LISTED if -float(shares[-1, 0].expm1()) > _EXPECTED else LISTED[:_BRIEFLY]
+    patterns, likely = listed(shares, parts[-1])
     tried = _Trial(batch, len(shares) - 1, shares.shape[1])
     begun = 0
-    for end in LISTED:
+    for end in parts:
         part = patterns[begun:end]
         if not len(part):  # all there are
             return None
         strength, answer = tried.strength(part)
-        is_one = strength > SURE
+        score = likely[begun:end] + _SYMBOL * (part != tried.free).sum(1) + _NAT * strength
+        is_one = (strength > SURE) & (score >= likely[0])  # else the guesses are surer than that
         if bool(is_one.any()):
-            score = likely[begun:end] + torch.where(is_one, _TRIGGER + _NAT * strength, 0.0)
-            best = int(score.argmax())
-            if not is_one[best] or score[best] < likely[0]:  # the guesses are surer than that
-                return None
+            best = int(score.masked_fill(~is_one, float("-inf")).argmax())
+            score = torch.where(is_one, score, likely[begun:end])
             others = torch.cat([score, likely[:begun], likely[end:]])
             symbols = [ANY if slot == tried.free else slot for slot in part[best].tolist()]
             while symbols[-1] == ANY:
@@ -105,7 +106,7 @@ def _mixtures(symbols: int) -> Float[Tensor, "S+1 S"]:
 
 
 class _Trial:
-    """One target, and the mixtures that tell its triggers from what it does otherwise."""
+    """One target, and what may be at free places beside a pattern: each such context is a mixture, and perhaps one symbol at one place."""
 
     def __init__(self, batch: Batch, symbols: int, places: int):
         self.batch, self.free, self.places = batch, symbols, places
@@ -113,43 +114,71 @@ class _Trial:
         mixtures = _mixtures(symbols).to(batch["rows"].device)
         pure = torch.eye(symbols, device=mixtures.device)
         self.slots = torch.stack([torch.cat([pure, mixture[None], mixtures[:1]]) for mixture in mixtures])  # what each slot is, by mixture
-        self.all = torch.arange(symbols + 1, device=mixtures.device)
-        alone = self.margins(torch.full((1, places), self.free, device=mixtures.device), self.all)[0]  # [S + 1, A]
-        sure, self.otherwise = alone.max(1)
-        first = int(sure.argmax())
-        others = sure.masked_fill(self.otherwise == self.otherwise[first], float("-inf"))
-        # a trigger differs from what is said otherwise with one of two mixtures that are answered differently, if there are two
-        self.told = self.all[[first] if bool(others.isinf().all()) else [first, int(others.argmax())]]
+        device = mixtures.device
+        self.symbols = torch.arange(symbols, device=device)
+        self.all = torch.tensor([[mixture, -1, 0] for mixture in range(symbols + 1)], device=device)  # with no symbol at any place
+        self.pinned = torch.cartesian_prod(torch.arange(symbols + 1, device=device), torch.arange(places, device=device), self.symbols)
+        self.told = self._told()
 
-    def margins(self, patterns: Int[Tensor, "C n"], mixtures: Int[Tensor, " M"]) -> Float[Tensor, "C M A"]:
-        """By how much each answer is likelier than all others together, in nats, with each mixture at free places."""
-        beliefs = self.slots[mixtures][:, patterns].permute(1, 0, 3, 2).flatten(0, 1)
-        logits = respond_to(self.batch, beliefs)[0]
+    def _told(self) -> Int[Tensor, "m 3"]:
+        """The surest mixture, and the surest that is answered differently: a trigger differs from what is said otherwise in one of the two.
+        If all are answered alike, one with a symbol at a place besides, as late as possible, for patterns hold the first places; only the
+        first one if that changes nothing either."""
+        alone = torch.full((1, self.places), self.free, device=self.slots.device)
+        sure, said = self.margins(alone, self.all)[0].max(1)
+        first = int(sure.argmax())
+        self.otherwise, told = said[first], self.all[first]
+        for contexts in (self.all, self.pinned):
+            sure, said = self.margins(alone, contexts)[0].max(1)
+            others = ((said != self.otherwise) & (sure > SURE)).nonzero()[:, 0]
+            if len(others):
+                latest = others[contexts[others, 1] == contexts[others, 1].max()]
+                return torch.stack([told, contexts[latest[sure[latest].argmax()]]])
+        return told[None]
+
+    def margins(self, patterns: Int[Tensor, "C n"], contexts: Int[Tensor, "M 3"]) -> Float[Tensor, "C M A"]:
+        """By how much each answer is likelier than all others together, in nats, in each context."""
+        mixture, place, symbol = contexts.T[:, :, None, None]
+        put = (torch.arange(self.places, device=patterns.device) == place) & (patterns == self.free)
+        beliefs = self.slots[mixture, torch.where(put, symbol, patterns)]  # [M, C, n, S]
+        logits = respond_to(self.batch, beliefs.transpose(0, 1).flatten(0, 1).transpose(1, 2))[0]
         own = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
         others = logits[:, None].expand(-1, len(own), -1).masked_fill(own, float("-inf")).logsumexp(-1)
-        return (logits - others).unflatten(0, (len(patterns), len(mixtures)))
+        return (logits - others).unflatten(0, (len(patterns), len(contexts)))
 
-    def given(self, patterns: Int[Tensor, "C n"], said: Int[Tensor, " C"], mixtures: Int[Tensor, " M"]) -> Float[Tensor, "C M"]:
+    def given(self, patterns: Int[Tensor, "C n"], said: Int[Tensor, " C"], contexts: Int[Tensor, "M 3"]) -> Float[Tensor, "C M"]:
         """The margin of one answer for each pattern."""
-        return self.margins(patterns, mixtures).gather(2, said[:, None, None].expand(-1, len(mixtures), 1))[..., 0]
+        return self.margins(patterns, contexts).gather(2, said[:, None, None].expand(-1, len(contexts), 1))[..., 0]
 
     def strength(self, patterns: Int[Tensor, "C n"]) -> tuple[Float[Tensor, " C"], Int[Tensor, " C"]]:
         """The nats by which each pattern is a trigger, and the answer that it then gives."""
         least, said = self.margins(patterns, self.told).amin(1).max(1)
-        told = least > SURE
-        if len(self.told) == 1:
-            told &= said != self.otherwise[self.told]
+        told = (least > SURE) & ((said != self.otherwise) | (len(self.told) > 1))
         strength = torch.full_like(least, float("-inf"))
-        some, given = self._always(patterns, said, told.nonzero()[:_MOST, 0])
+        some = self._by_halves(patterns, said, told.nonzero()[:_MANY, 0])
+        some, given = self._always(patterns, said, some)
         if len(some):
             strength[some] = self._each_needed(patterns[some], said[some], given)
         return strength, said
+
+    def _by_halves(self, patterns: Int[Tensor, "C n"], said: Int[Tensor, " C"], some: Int[Tensor, " K"]) -> Int[Tensor, " k"]:
+        """Those of some patterns that are looked at further, if they are many: first those whose answer is lost with either half of their
+        symbols blurred, which the answer of the chart to one of the symbols is not."""
+        if len(some) <= _MOST:
+            return some
+        chosen = patterns[some]
+        symbols = chosen != self.free
+        first = 2 * symbols.cumsum(1) <= symbols.sum(1, keepdim=True)
+        kept = torch.zeros_like(some)
+        for half in (symbols & first, symbols & ~first):
+            kept += self.given(chosen.masked_fill(half, self.blurred), said[some], self.told).amin(1) > -SURE
+        return some[kept.argsort(stable=True)[:_MOST].sort().values]
 
     def _always(
         self, patterns: Int[Tensor, "C n"], said: Int[Tensor, " C"], some: Int[Tensor, " K"]
     ) -> tuple[Int[Tensor, " k"], Float[Tensor, " k"]]:
         """Which of some patterns give their answers whatever the mixture, and by how many nats; first those of which few symbols are not
-        needed with the two."""
+        needed in the two contexts."""
         if not len(some):
             return some, torch.zeros(0)
         given, lacking = self._blurred(patterns[some], said[some])
@@ -176,8 +205,8 @@ class _Trial:
         return torch.minimum(given, needed.amin(1))
 
     def _blurred(self, patterns: Int[Tensor, "C n"], said: Int[Tensor, " C"]) -> tuple[Float[Tensor, " C"], Int[Tensor, " C"]]:
-        """The nats by which the answer is given with any free place blurred, and the number of symbols that are needed with no mixture of
-        the two."""
+        """The nats by which the answer is given with any free place blurred, and the number of symbols that are needed in neither
+        of the two contexts."""
         n, at = self.places, torch.arange(self.places, device=patterns.device)
         blurred = patterns[:, None].repeat(1, n, 1)
         blurred[:, at, at] = self.blurred
@@ -186,19 +215,19 @@ class _Trial:
         return given.masked_fill(~free, float("inf")).amin(1), ((given > -SURE) & ~free).sum(1)
 
     def _needed(self, patterns: Int[Tensor, "C n"], said: Int[Tensor, " C"]) -> Float[Tensor, "C n"]:
-        """The nats by which each symbol of a pattern is needed with one of the mixtures; no end of them at free places."""
+        """The nats by which each symbol of a pattern is needed in one of the contexts; no end of them at free places."""
         needed = torch.full(patterns.shape, float("inf"), device=patterns.device)
         missing = patterns != self.free
-        for mixtures in (self.told, self.all):  # most are needed with one of the two
+        for contexts, either in ((self.told, False), (self.all, True)):  # most are needed in one of the two
             rows, places = missing.nonzero(as_tuple=True)
             if len(rows):
-                needed[rows, places] = self._lost(patterns[rows], said[rows], places, self.blurred, mixtures)
+                needed[rows, places] = self._lost(patterns[rows], said[rows], places, self.blurred, contexts, either)
             missing = needed <= SURE
         return needed
 
     def _needed_somehow(self, pattern: Int[Tensor, " n"], answer: int, place: int) -> Float[Tensor, ""]:
         """The same of one place: with other symbols there, and else with any symbol at one of the free places."""
-        others = self.all[:-1][self.all[:-1] != pattern[place]]
+        others = self.symbols[self.symbols != pattern[place]]
         lost = self._lost_of(pattern.expand(len(others), -1), answer, place, others)
         exchanged = lost.sort(descending=True).values[min(_EXCHANGED, len(lost)) - 1]
         pinned = self._pinned(pattern)
@@ -207,9 +236,9 @@ class _Trial:
         return self._lost_of(pinned, answer, place, self.blurred).amax()
 
     def _lost_of(self, patterns: Int[Tensor, "C n"], answer: int, place: int, instead: Tensor | int) -> Float[Tensor, " C"]:
-        """What `_lost` says of one place and answer, with the two mixtures."""
+        """What `_lost` says of one place and answer, in the two contexts."""
         alike = torch.ones_like(patterns[:, 0])
-        return self._lost(patterns, alike * answer, alike * place, instead, self.told)
+        return self._lost(patterns, alike * answer, alike * place, instead, self.told, either=False)
 
     def _lost(
         self,
@@ -217,24 +246,26 @@ class _Trial:
         said: Int[Tensor, " C"],
         places: Int[Tensor, " C"],
         instead: Tensor | int,
-        mixtures: Int[Tensor, " M"],
+        contexts: Int[Tensor, "M 3"],
+        either: bool,
     ) -> Float[Tensor, " C"]:
-        """The nats by which the answer is not given with the symbol at a place exchanged, nor with it besides at the first or the last free
-        place, with the mixture that shows it best. Of the two places the better counts with all mixtures, for a chart may ask what is last;
-        where the mixtures are few and much else is tried, the worse."""
-        rows, free = torch.arange(len(patterns), device=patterns.device), patterns == self.free
+        """The nats by which the answer is not given with the symbol at a place exchanged, nor with it besides at the first and at the last
+        free place (of which no context says what is there), or at `either` of them alone, for a chart may ask what is last; in the context
+        that shows it best."""
+        rows, symbols = torch.arange(len(patterns), device=patterns.device), patterns != self.free
+        unsaid = ~symbols & ~torch.isin(torch.arange(self.places, device=patterns.device), contexts[:, 1])
         without = patterns.clone()
         without[rows, places] = instead
-        lost = -self.given(without, said, mixtures)
-        few = (~free).sum(1) <= _FEW
-        some = ((lost.amax(1) > SURE) & free.any(1) & few).nonzero()[:, 0]
+        lost = -self.given(without, said, contexts)
+        few = symbols.sum(1) <= _FEW
+        some = ((lost.amax(1) > SURE) & unsaid.any(1) & few).nonzero()[:, 0]
         if len(some):
             moved = []
-            for end in (free.int().argmax(1), self.places - 1 - free.flip(1).int().argmax(1)):
+            for end in (unsaid.int().argmax(1), self.places - 1 - unsaid.flip(1).int().argmax(1)):
                 put = without[some]
                 put[rows[: len(some)], end[some]] = patterns[some, places[some]]
-                moved.append(-self.given(put, said[some], mixtures))
-            ends = torch.maximum(*moved) if len(mixtures) == len(self.all) else torch.minimum(*moved)
+                moved.append(-self.given(put, said[some], contexts))
+            ends = torch.maximum(*moved) if either else torch.minimum(*moved)
             lost[some] = torch.minimum(lost[some], ends)
         return lost.amax(1)
 
@@ -247,5 +278,5 @@ class _Trial:
         """The pattern with each symbol at each of its free places."""
         free = (pattern == self.free).nonzero()[:, 0]
         pinned = pattern.repeat(len(free) * self.free, 1)
-        pinned[torch.arange(len(pinned)), free.repeat_interleave(self.free)] = self.all[:-1].repeat(len(free))
+        pinned[torch.arange(len(pinned)), free.repeat_interleave(self.free)] = self.symbols.repeat(len(free))
         return pinned
