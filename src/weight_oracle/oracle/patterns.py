@@ -112,12 +112,12 @@ class _Trial:
         self.batch, self.free, self.places = batch, symbols, places
         self.blurred = symbols + 1  # at a place that had a symbol: equal shares of all
         mixtures = _mixtures(symbols).to(batch["rows"].device)
-        pure = torch.eye(symbols, device=mixtures.device)
-        self.slots = torch.stack([torch.cat([pure, mixture[None], mixtures[:1]]) for mixture in mixtures])  # what each slot is, by mixture
         device = mixtures.device
+        pure = torch.eye(symbols, device=device)
+        self.slots = torch.stack([torch.cat([pure, mixture[None], mixtures[:1]]) for mixture in mixtures])  # what each slot is, by mixture
         self.symbols = torch.arange(symbols, device=device)
         self.all = torch.tensor([[mixture, -1, 0] for mixture in range(symbols + 1)], device=device)  # with no symbol at any place
-        self.pinned = torch.cartesian_prod(torch.arange(symbols + 1, device=device), torch.arange(places, device=device), self.symbols)
+        self.besides = torch.cartesian_prod(torch.arange(symbols + 1, device=device), torch.arange(places, device=device), self.symbols)
         self.told = self._told()
 
     def _told(self) -> Int[Tensor, "m 3"]:
@@ -128,7 +128,7 @@ class _Trial:
         sure, said = self.margins(alone, self.all)[0].max(1)
         first = int(sure.argmax())
         self.otherwise, told = said[first], self.all[first]
-        for contexts in (self.all, self.pinned):
+        for contexts in (self.all, self.besides):
             sure, said = self.margins(alone, contexts)[0].max(1)
             others = ((said != self.otherwise) & (sure > SURE)).nonzero()[:, 0]
             if len(others):
