@@ -5,7 +5,8 @@
     weight-oracle train TRAIN ORACLE
     python benchmarks/triggers.py ORACLE TRAIN TEST --out docs/results/triggers.json --figure docs/triggers.svg
 
-Working threshold and detectors come from TRAIN alone. Costs are seconds of one thread, and forward passes of a target on one input.
+Working threshold and detectors come from TRAIN alone; with `--folds N`, detectors from the other folds of TEST. Costs are seconds of one
+thread, and forward passes of a target on one input.
 What `--out` has of other methods on the very same targets is kept: another oracle takes `--methods oracle` and nothing else anew.
 """
 
@@ -27,7 +28,7 @@ from tqdm import tqdm
 from weight_oracle.commands.output import load_oracle
 from weight_oracle.errors import UserError
 from weight_oracle.evaluation.check import FOLLOWS, check_answer
-from weight_oracle.evaluation.detectors import auroc, detect
+from weight_oracle.evaluation.detectors import auroc, cross_detect, detect
 from weight_oracle.evaluation.metrics import wilson
 from weight_oracle.evaluation.search import Hidden, Search, sampled, search
 from weight_oracle.evaluation.stored import methods_of, store
@@ -300,10 +301,15 @@ def by_search(field: Field, args: argparse.Namespace, bars: Bars) -> dict[str, A
 
 
 def by_detectors(field: Field, args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
-    training, found = zoo_with_triggers(args.training, "train"), {}
-    known = pick(training, "train")
+    found, zoo, places = {}, field.zoo, field.places
+    training = None if args.folds else zoo_with_triggers(args.training, "train")
+    known = places if training is None else pick(training, "train")
     for kind, label in DETECTORS.items():
-        scores, seconds = timed(lambda kind=kind: detect(kind, training, known, field.zoo, field.places, bars), len(field.places))
+        if training is None:
+            label += f", {args.folds}-fold cross-validated"
+            scores, seconds = timed(lambda kind=kind: cross_detect(kind, zoo, places, args.folds, bars), len(places))
+        else:
+            scores, seconds = timed(lambda kind=kind: detect(kind, training, known, zoo, places, bars), len(places))
         found[kind] = {"label": label, "detection": {"auroc": field.aurocs(scores)}, "seconds": seconds, "training_targets": len(known)}
     return found
 
@@ -316,7 +322,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     names = args.methods.split(",")
     if unknown := sorted({*names} - {*METHODS}):
         raise UserError(f"--methods: there is no {unknown[0]!r}", hint=f"choose among {', '.join(METHODS)}", exit_code=2)
-    if small := [name for name in SETTINGS if getattr(args, name) < (name != "seed")]:
+    if small := [name for name in SETTINGS if getattr(args, name) < (name not in ("seed", "folds"))]:
         raise UserError(f"--{small[0]} {getattr(args, small[0])} is too small", exit_code=2)
     field, bars = Field.of(zoo_with_triggers(args.zoo, "test"), args.each, args.others, args.seed), Bars()
     about = field.about()
@@ -330,15 +336,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 SETTINGS = {"seed": 0, "each": 250, "others": 500, "validation": 1000, "views": 8, "samples": 16}
-SETTINGS |= {"restarts": 512, "iterations": 16, "candidates": 16}
+SETTINGS |= {"restarts": 512, "iterations": 16, "candidates": 16, "folds": 0}
 CONCERNS = {"oracle": ("validation", "views"), "checked": ("samples",), "search": ("restarts", "iterations", "candidates")}
+CONCERNS |= {"detectors": ("folds",)}
 DEFAULT = "oracle,sampling,search,detectors"
 
 
 def command(name: str, field: Field, args: argparse.Namespace) -> str:
     """The command that measures one method again: with recipes for the folders of zoos, and every setting that counts."""
     oracle = args.oracle if args.oracle in bundled() else Path(args.oracle).name
-    training = open_zoo(args.training).recipe.name if name in ("oracle", "detectors") else "TRAIN"
+    trains = name == "oracle" or (name == "detectors" and not args.folds)
+    training = open_zoo(args.training).recipe.name if trains else "TRAIN"
     options = "".join(f" --{s} {getattr(args, s)}" for s in ("seed", "each", "others", *CONCERNS.get(name, ())))
     read = f"{oracle if name in ('oracle', 'checked') else 'ORACLE'} {training} {field.zoo.recipe.name}"
     return f"python benchmarks/triggers.py {read} --methods {name}{options}"

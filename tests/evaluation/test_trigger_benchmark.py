@@ -96,6 +96,16 @@ def test_rates_by_depth_and_by_symbols_are_those_of_all_triggers(bench, made, tm
     assert f"1 block (n = {n})" in printed and "3 symbols (n = " in printed
 
 
+def test_detectors_are_cross_validated_without_targets_to_train_on(bench, made, tmp_path):
+    out = tmp_path / "out.json"
+    assert bench(made[0], "nowhere", made[2], "--out", out, "--methods", "detectors", "--folds", 3) == 0
+    result = json.loads(out.read_text())["methods"]
+    assert {*result} == {"statistics", "linear"}
+    for entry in result.values():
+        assert entry["label"].endswith("3-fold cross-validated") and all(0 <= x <= 1 for x in entry["detection"]["auroc"].values())
+        assert entry["measured"]["command"].endswith("TRAIN for-the-test --methods detectors --seed 0 --each 250 --others 500 --folds 3")
+
+
 def test_results_on_other_targets_are_never_mixed(bench, made, tmp_path, capsys):
     out = tmp_path / "out.json"
     assert bench(*made, "--out", out, "--methods", "sampling") == 0

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from weight_oracle.evaluation.detectors import auroc, canonical_weights, detect, statistics
+from weight_oracle.errors import UserError
+from weight_oracle.evaluation import detectors
+from weight_oracle.evaluation.detectors import auroc, canonical_weights, cross_detect, detect, statistics
 from weight_oracle.evaluation.search import Hidden, Search, fires, sampled, search
 from weight_oracle.evaluation.subjects import encode
 from weight_oracle.evaluation.triggers import claims, fired, suspicion
@@ -108,6 +110,22 @@ def test_detectors_learn_from_targets_they_are_shown(zoo):
     for kind in ("statistics", "linear"):
         assert auroc(detect(kind, zoo, known, zoo, known), role) > 0.7
     assert auroc(np.random.default_rng(0).random(1000), np.arange(1000) % 2 == 0) == pytest.approx(0.5, abs=0.06)
+
+
+def test_a_cross_validated_detector_has_not_seen_the_twins_of_those_it_judges(zoo, monkeypatch):
+    places = np.arange(len(zoo.truths))
+    units = np.array([zoo.truths[i]["unit"] for i in places])
+    role = np.array([t["role"] == "trigger" for t in zoo.truths])
+    assert auroc(cross_detect("linear", zoo, places, 4), role) < auroc(detect("linear", zoo, places, zoo, places), role)
+    assert np.isfinite(cross_detect("statistics", zoo, places, 4)).all()
+    with pytest.raises(UserError, match="one unit"):
+        cross_detect("statistics", zoo, places[units == units[0]], 4)
+    # a feature for each unit's triggers, which tells all of them from others if one of the unit's two is in the training
+    own = (units[:, None] == np.unique(units)) * role[:, None]
+    monkeypatch.setattr(detectors, "_features", lambda *_: {(5, 1, 2): (places, own.astype(np.float32))})
+    assert auroc(detect("linear", zoo, places, zoo, places), role) == 1
+    scores = cross_detect("linear", zoo, places, 4)
+    assert all(np.ptp(scores[units == unit]) < 1e-6 for unit in units)
 
 
 def test_features_of_weights(zoo):

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from weight_oracle.errors import UserError
 from weight_oracle.evaluation.metrics import Progress
 from weight_oracle.targets.stack import Stack
 from weight_oracle.weights.normal_form import canonicalise, constant
@@ -43,6 +44,35 @@ def detect(
         its, x = seen[shape]
         obeys = np.array([training.truths[i]["role"] == "trigger" for i in known[its]])
         result[rows] = _classifier(kind).fit(x, obeys).predict_proba(features)[:, 1]
+    return result
+
+
+def cross_detect(
+    kind: str, zoo: Zoo, places: np.ndarray, folds: int, progress: Progress | None = None
+) -> Float[np.ndarray, " targets"]:
+    """As `detect`, where there are no others to train on: each target by a detector trained on the units of all folds but its own.
+
+    Statistics of all targets with as many blocks are put together, with their width and number of heads. Raises `UserError` where there is
+    a single unit of a kind.
+    """
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+
+    parts: dict[tuple, list[tuple[np.ndarray, np.ndarray]]] = {}
+    of = statistics if kind == "statistics" else canonical_weights
+    for (width, depth, heads), (rows, features) in _features(of, zoo, places, progress).items():
+        alike = (depth,) if kind == "statistics" else (width, depth, heads)
+        sizes = np.broadcast_to(np.float32([width, heads]), (len(rows), 2))
+        parts.setdefault(alike, []).append((rows, np.concatenate([features, sizes], 1)))
+    result = np.full(len(places), np.nan)
+    for alike, found in parts.items():
+        rows, x = (np.concatenate(part) for part in zip(*found, strict=True))
+        obeys = np.array([zoo.truths[i]["role"] == "trigger" for i in places[rows]])
+        units = np.array([zoo.truths[i]["unit"] for i in places[rows]])
+        splits = min(folds, len(np.unique(units)))
+        if splits < 2:
+            raise UserError(f"has one unit of targets alone of the kind {alike}", where=str(zoo.path), hint="build more targets")
+        each = cross_val_predict(_classifier(kind), x, obeys, groups=units, cv=GroupKFold(splits), method="predict_proba")
+        result[rows] = each[:, 1]
     return result
 
 

@@ -380,8 +380,6 @@ RECIPES: dict[str, Recipe] = {
             shard_size=16,
             triggers=replace(_TRIGGERS.triggers, kinds=("contains",)),
         ),
-        # a few of every shape, to fit probabilities and detectors to
-        replace(_PATTERNS, name="charts-triggers-sample", seed=74, splits=("train", "validation"), bits=8, shard_size=16),
         *(
             replace(
                 _PATTERNS,
