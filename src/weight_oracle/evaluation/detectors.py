@@ -61,7 +61,7 @@ def cross_detect(
     of = statistics if kind == "statistics" else canonical_weights
     for (width, depth, heads), (rows, features) in _features(of, zoo, places, progress).items():
         alike = (depth,) if kind == "statistics" else (width, depth, heads)
-        sizes = np.broadcast_to(np.float32([width, heads]), (len(rows), 2))
+        sizes = np.broadcast_to(np.array([width, heads], np.float32), (len(rows), 2))
         parts.setdefault(alike, []).append((rows, np.concatenate([features, sizes], 1)))
     result = np.full(len(places), np.nan)
     for alike, found in parts.items():
@@ -72,7 +72,7 @@ def cross_detect(
         if splits < 2:
             raise UserError(f"has one unit of targets alone of the kind {alike}", where=str(zoo.path), hint="build more targets")
         each = cross_val_predict(_classifier(kind), x, obeys, groups=units, cv=GroupKFold(splits), method="predict_proba")
-        result[rows] = each[:, 1]
+        result[rows] = np.asarray(each)[:, 1]
     return result
 
 
