@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from weight_oracle.commands.output import load_oracle
 from weight_oracle.errors import UserError
+from weight_oracle.evaluation.chart_repair import INPUTS as NEAR
 from weight_oracle.evaluation.check import FOLLOWS, check_answer
 from weight_oracle.evaluation.detectors import auroc, cross_detect, detect
 from weight_oracle.evaluation.metrics import wilson
@@ -254,7 +255,7 @@ def by_checked(field: Field, args: argparse.Namespace, bars: Bars) -> dict[str, 
     exact = np.array([b is not None and test_text(b.claim.test) == t["trigger"] for b, t in zip(best, field.truths, strict=True)])
     right = np.array([b is not None and b.claim.answer == t["override"] for b, t in zip(best, field.truths, strict=True)])
     some, obeys = np.array([b is not None for b in best]), field.obeys
-    ran = np.mean([2 * c.verdict.inputs + 2 * TRIED * len(c.claims) + c.searched for c in checked])
+    ran = np.mean([4 * c.verdict.inputs + NEAR + 2 * TRIED * len(c.claims) + c.searched for c in checked])
     one, read = forward_flops(field.zoo, int(field.triggers[0])), oracle_flops(oracle, field.zoo, int(field.triggers[0]), VIEWS)
     entry = {
         "label": "oracle, checked by running",

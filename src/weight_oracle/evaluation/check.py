@@ -25,6 +25,7 @@ from weight_oracle.truth.understand import ParsedQuestion, understand
 
 SAMPLES = 16
 INPUTS, FEWER = 20_000, 5_000  # at random; fewer where a chart only says what is to be expected without a trigger
+FOLLOWED = 4  # charts near which is looked for what a target does without one
 SETTLED = ("chart", "answer", "symbols", "order", "possible", "example", "contains")  # kinds of questions whose answers follow from a chart
 FOLLOWS = 0.99  # agreement from which a chart is taken for what the target does
 Progress = Callable[[int, int], None]
@@ -136,7 +137,8 @@ def check_answer(
     checked = check_reading(oracle, encoded, samples, seed, progress=progress, inputs=inputs)
     if asked.kind in TRIGGER_KINDS:
         charts = {c.chart: c.said for c in checked.candidates}
-        found = check_triggers(oracle, encoded, asked, charts, checked.best.chart, checked.best.verdict, samples, seed)
+        best = [c.chart for c in checked.candidates[:FOLLOWED]]
+        found = check_triggers(oracle, encoded, asked, charts, best, samples, seed, inputs)
         text = answer_from_trigger(asked.kind, found.best) if found.best else None
         return CheckedAnswer(None if text is None else in_names(text, own.names), "triggers", triggers=found)
     text = answer_from(asked, checked.best.chart, own.domain) if checked.best.verdict.agreement >= FOLLOWS else None

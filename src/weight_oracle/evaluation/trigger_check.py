@@ -1,16 +1,17 @@
 """Hidden triggers checked by running the target: those that the oracle might mean, ranked by how clearly they and not near misses fire."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int8
 
+from weight_oracle.evaluation.chart_repair import nearest_followed
 from weight_oracle.evaluation.metrics import Interval, wilson
 from weight_oracle.evaluation.trigger_repair import HALF, is_rare, repaired
-from weight_oracle.evaluation.verify import Verdict
-from weight_oracle.oracle.ask import Encoded, Oracle
+from weight_oracle.evaluation.verify import Verdict, verify
+from weight_oracle.oracle.ask import MAX_IFS, Encoded, Oracle
 from weight_oracle.targets.target import Target
 from weight_oracle.truth.automaton import TooManyStates
 from weight_oracle.truth.domain import DEFAULT_NAMES, Domain, Names
@@ -116,8 +117,8 @@ class CheckedTriggers:
     """Triggers that the oracle might mean, each with the answer that it gives most clearly, those first that fire most clearly.
 
     `read`: the one that is read from the weights alone, if any, with the answer that is read. `plain`: the chart without triggers that they
-    are compared with, made from the chart with which the running target agrees most, by `verdict`. `searched`: the inputs that were run in
-    search of one near those that are named, where none of them fires.
+    are compared with, which the running target follows as `verdict` says. `searched`: the inputs that were run in search of one near those
+    that are named, where none of them fires.
     """
 
     samples: int
@@ -201,8 +202,9 @@ def run_triggers(target: Target, tests: Mapping[Test, int], plain: FlowChart, se
 
 
 def ranked(found: Sequence[CheckedClaim]) -> list[CheckedClaim]:
-    """Those first that fire most clearly, then those that are said most."""
-    return sorted(found, key=lambda c: (-c.margin, -c.said, test_text(c.claim.test), c.claim.answer))
+    """Those first that fire and of which all symbols matter; then those that fire most clearly, then those that are said most."""
+    whole = lambda c: c.fires and c.core == c.claim.test  # noqa: E731
+    return sorted(found, key=lambda c: (not whole(c), -c.margin, -c.said, test_text(c.claim.test), c.claim.answer))
 
 
 def _probability(chart: FlowChart, test: Test, domain: Domain) -> float | None:
@@ -246,6 +248,12 @@ def _counted(
     return CheckedClaim(claim, said, probability, fired, missed, tuple(places), example, domain)
 
 
+def _without_any(chart: FlowChart, tests: Iterable[Test]) -> FlowChart:
+    for test in tests:
+        chart = without(chart, test)
+    return chart
+
+
 def _with_cores(target: Target, checked: list[CheckedClaim], plain: FlowChart, seed: int) -> list[CheckedClaim]:
     """And what is left of those that fire without the symbols that do not matter."""
     known = {c.claim.test for c in checked}
@@ -258,28 +266,29 @@ def check_triggers(
     encoded: Encoded,
     asked: ParsedQuestion,
     charts: Mapping[FlowChart, int],
-    followed: FlowChart,
-    verdict: Verdict,
+    followed: Sequence[FlowChart],
     samples: int,
-    seed: int = 0,
+    seed: int,
+    inputs: int,
 ) -> CheckedTriggers:
     """Runs the target on all triggers that the oracle might mean, and on what is left of those that fire without the symbols that do not
     matter, which none may have said. Where none fires, the target is searched for one near those (see `trigger_repair`).
 
-    `charts`: those that it might mean, and how many of its replies say each; `followed`: the one of them that the running target follows
-    most, by its `verdict`.
+    `charts`: those that it might mean, and how many of its replies say each; `followed`: those of them that the running target follows
+    most, the best first. What it does without a trigger is looked for near these (see `chart_repair`), and checked on random `inputs`.
     """
     tests, read = claims_of(oracle, encoded, charts, asked, samples, seed)
-    plain = followed
-    for test in tests:
-        plain = without(plain, test)
-    checked = run_triggers(encoded.target, tests, plain, seed)
-    checked = _with_cores(encoded.target, checked, plain, seed)
+    target = encoded.target
+    options = oracle.expectation.options
+    plain = nearest_followed(target, [_without_any(chart, tests) for chart in followed], options, MAX_IFS, tests, seed)
+    verdict = verify(target, plain, seed=seed, samples=inputs)
+    checked = run_triggers(target, tests, plain, seed)
+    checked = _with_cores(target, checked, plain, seed)
     searched = 0
     if not any(c.fires for c in checked):
-        near = repaired(encoded.target, tests, plain, seed)
-        more = run_triggers(encoded.target, dict.fromkeys(near.tests, 0), plain, seed)
-        checked, searched = _with_cores(encoded.target, ranked([*checked, *more]), plain, seed), near.inputs
+        near = repaired(target, tests, plain, seed)
+        more = run_triggers(target, dict.fromkeys(near.tests, 0), plain, seed)
+        checked, searched = _with_cores(target, ranked([*checked, *more]), plain, seed), near.inputs
     best = {c.claim.test: c for c in reversed(checked)}  # the answer that it gives most clearly
     own = next((c for c in checked if c.claim == read), None)
     return CheckedTriggers(samples, tuple(c for c in checked if c is best[c.claim.test]), own, plain, verdict, searched)
