@@ -14,7 +14,6 @@ from jaxtyping import Int8, UInt64
 from weight_oracle.evaluation.verify import uniform_by_length
 from weight_oracle.targets.target import Target
 from weight_oracle.truth.canonical import canonical
-from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.edits import changes, every_test, with_test
 from weight_oracle.truth.flowchart import FlowChart, If, Say, Test, n_ifs, to_text
 from weight_oracle.truth.interpret import compile_charts, run
@@ -84,7 +83,7 @@ def nearest_followed(
     bits.learn(every)
     holds = np.stack([bits.tests[test] for test in every]) if every else np.zeros((0, bits.given.shape[1]), np.uint64)
     known = {chart: bits.hits(chart) for chart in charts}
-    beam, best = _best(known, _BEAM), 0
+    beam, best = _best(known, _BEAM), float("-inf")
     for _ in range(_ROUNDS):
         if known[beam[0]] < best + _GAIN * INPUTS or known[beam[0]] == np.bitwise_count(bits.counts).sum():
             break
