@@ -6,7 +6,6 @@ answers in microseconds, and with all that have one test more at once.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 import numpy as np
 from jaxtyping import Int8, UInt64
@@ -75,9 +74,7 @@ def nearest_followed(
     half = INPUTS // 2
     inputs = np.concatenate([uniform_by_length(domain, half, rng)[:half], biased_inputs(charts[0], domain, rng, half)])
     given = target.answers(inputs)
-    fires = np.zeros((1, len(inputs)), bool)
-    for test in triggers:
-        fires |= run(compile_charts([If(test, Say(1), Say(0))]), inputs) == 1
+    fires = run(compile_charts([If(test, Say(1), Say(0)) for test in triggers] or [Say(0)]), inputs).any(0, keepdims=True)
     bits = _Bits(inputs, _packed(given == np.arange(domain.answers)[:, None]), _packed(~fires)[0])
     every = every_test(options, domain)
     bits.learn(every)
@@ -97,7 +94,7 @@ def nearest_followed(
 
 
 def _best(known: dict[FlowChart, int], n: int) -> list[FlowChart]:
-    return [*islice(sorted(known, key=lambda c: (-known[c], n_ifs(c), to_text(c))), n)]
+    return sorted(known, key=lambda c: (-known[c], n_ifs(c), to_text(c)))[:n]
 
 
 def _additions(chart: FlowChart, bits: _Bits, every: Sequence[Test], holds: UInt64[np.ndarray, "T words"]) -> list[FlowChart]:
