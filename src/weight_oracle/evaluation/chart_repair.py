@@ -74,8 +74,8 @@ def nearest_followed(
     half = INPUTS // 2
     inputs = np.concatenate([uniform_by_length(domain, half, rng)[:half], biased_inputs(charts[0], domain, rng, half)])
     given = target.answers(inputs)
-    fires = run(compile_charts([If(test, Say(1), Say(0)) for test in triggers] or [Say(0)]), inputs).any(0, keepdims=True)
-    bits = _Bits(inputs, _packed(given == np.arange(domain.answers)[:, None]), _packed(~fires)[0])
+    fires = run(compile_charts([If(test, Say(1), Say(0)) for test in triggers] or [Say(0)]), inputs)
+    bits = _Bits(inputs, _packed(given == np.arange(domain.answers)[:, None]), _packed(fires.max(0, keepdims=True) == 0)[0])
     every = every_test(options, domain)
     bits.learn(every)
     holds = np.stack([bits.tests[test] for test in every]) if every else np.zeros((0, bits.given.shape[1]), np.uint64)
