@@ -323,7 +323,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     names = args.methods.split(",")
     if unknown := sorted({*names} - {*METHODS}):
         raise UserError(f"--methods: there is no {unknown[0]!r}", hint=f"choose among {', '.join(METHODS)}", exit_code=2)
-    if small := [name for name in SETTINGS if getattr(args, name) < (name not in ("seed", "folds"))]:
+    least = dict.fromkeys(SETTINGS, 1) | {"seed": 0, "folds": 2 if args.folds else 0}
+    if small := [name for name in SETTINGS if getattr(args, name) < least[name]]:
         raise UserError(f"--{small[0]} {getattr(args, small[0])} is too small", exit_code=2)
     field, bars = Field.of(zoo_with_triggers(args.zoo, "test"), args.each, args.others, args.seed), Bars()
     about = field.about()

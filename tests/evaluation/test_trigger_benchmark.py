@@ -136,6 +136,7 @@ def test_what_cannot_be_measured_is_refused_with_one_line(bench, made, zoo, trig
         (["charts", train, test, "--methods", "oracle"], "charts: was not trained on hidden triggers"),
         ([oracle, train, test, "--methods", "guess"], "--methods: there is no 'guess'"),
         ([oracle, train, test, "--each", "0"], "--each 0 is too small"),
+        ([oracle, train, test, "--methods", "detectors", "--folds", "1"], "--folds 1 is too small"),
         ([oracle, train, test, "--out", tmp_path / "broken.json"], f"{tmp_path / 'broken.json'}: is no result"),
         ([oracle, train, test, "--out", tmp_path / "nowhere" / "out.json"], f"{tmp_path / 'nowhere'}: there is no such folder"),
     ):
