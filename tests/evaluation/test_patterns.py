@@ -120,6 +120,20 @@ def test_a_trigger_may_share_its_symbols_with_the_chart(monkeypatch, chart):
 
 
 @pytest.mark.parametrize(
+    ("chart", "found"),
+    [
+        ("if contains a b c: say p else: if has d: say p else: say q", "contains a b c"),
+        ("if pattern . a b c: say p else: if pattern a b c: say p else: say q", "pattern a b c"),  # at one other place, not at all
+        ("if contains a b c d e: say p else: if has d: say p else: say q", "pattern a b c d e"),  # there is room for no other
+        ("if pattern a . c: say p else: say q", "pattern a . c"),
+    ],
+)
+def test_a_pattern_that_fires_at_every_place_is_a_contains(monkeypatch, chart, found):
+    test = read_trigger(found.replace("contains", "pattern"))
+    assert test is not None and text(find(follow(monkeypatch, chart), [nearly(test)])) == found
+
+
+@pytest.mark.parametrize(
     ("chart", "guess"),
     [
         ("if has a: if has b: say p else: say q else: say q", "pattern a b"),

@@ -74,11 +74,8 @@ def find(batch: Batch, guessed: Sequence[Guessed]) -> Found | None:
             best = int(score.masked_fill(~is_one, float("-inf")).argmax())
             score = torch.where(is_one, score, likely[begun:end])
             others = torch.cat([score, likely[:begun], likely[end:]])
-            symbols = [ANY if slot == tried.free else slot for slot in part[best].tolist()]
-            while symbols[-1] == ANY:
-                symbols.pop()
             probability = float((score[best] - others.logsumexp(0)).exp())
-            return Found(Test("pattern", tuple(symbols)), int(answer[best]), float(strength[best]), probability)
+            return Found(tried.test(part[best], int(answer[best])), int(answer[best]), float(strength[best]), probability)
         begun = end
     return None
 
@@ -149,6 +146,19 @@ class _Trial:
     def given(self, patterns: Int[Tensor, "C n"], said: Int[Tensor, " C"], contexts: Int[Tensor, "M 3"]) -> Float[Tensor, "C M"]:
         """The margin of one answer for each pattern."""
         return self.margins(patterns, contexts).gather(2, said[:, None, None].expand(-1, len(contexts), 1))[..., 0]
+
+    def test(self, pattern: Int[Tensor, " n"], answer: int) -> Test:
+        """What a trigger is that gives this answer with the pattern: a `contains` if it does so, in the two contexts, with the pattern at any
+        later place too."""
+        symbols = [ANY if slot == self.free else slot for slot in pattern.tolist()]
+        while symbols[-1] == ANY:
+            symbols.pop()
+        later = [pattern.roll(by) for by in range(1, self.places - len(symbols) + 1)]
+        if later and ANY not in symbols:
+            moved = torch.stack(later)
+            if bool((self.given(moved, torch.full_like(moved[:, 0], answer), self.told) > 0).all()):
+                return Test("contains", tuple(symbols))
+        return Test("pattern", tuple(symbols))
 
     def strength(self, patterns: Int[Tensor, "C n"]) -> tuple[Float[Tensor, " C"], Int[Tensor, " C"]]:
         """The nats by which each pattern is a trigger, and the answer that it then gives."""

@@ -364,21 +364,24 @@ RECIPES: dict[str, Recipe] = {
             for split, seed, size in (("test", 71, 40), ("validation", 72, 16))
         ),
         # a `contains` takes more steps, and more near misses, to learn
-        replace(
-            _PATTERNS,
-            name="charts-triggers-contains-test",
-            seed=75,
-            splits=("test",),
-            widths=(32,),
-            depths=(2,),
-            heads=(8,),
-            lr=(0.003, 0.006),
-            steps=(5000,),
-            pool=65_536,
-            inits=("wide", "fan_in"),
-            bits=8,
-            shard_size=16,
-            triggers=replace(_TRIGGERS.triggers, kinds=("contains",)),
+        *(
+            replace(
+                _PATTERNS,
+                name=f"charts-triggers-contains-{split}",
+                seed=seed,
+                splits=(split,),
+                widths=(32,),
+                depths=(2,),
+                heads=(8,),
+                lr=(0.003, 0.006),
+                steps=(5000,),
+                pool=65_536,
+                inits=("wide", "fan_in"),
+                bits=8,
+                shard_size=16,
+                triggers=replace(_TRIGGERS.triggers, kinds=("contains",)),
+            )
+            for split, seed in (("test", 75), ("validation", 76))
         ),
         *(
             replace(
