@@ -124,7 +124,7 @@ def test_a_trigger_may_share_its_symbols_with_the_chart(monkeypatch, chart):
     [
         ("if contains a b c: say p else: if has d: say p else: say q", "contains a b c"),
         ("if pattern . a b c: say p else: if pattern a b c: say p else: say q", "pattern a b c"),  # at one other place, not at all
-        ("if contains a b c d e: say p else: if has d: say p else: say q", "pattern a b c d e"),  # there is room for no other
+        ("if contains a b c d e: say p else: if has a: say r else: say q", "pattern a b c d e"),  # there is room for no other
         ("if pattern a . c: say p else: say q", "pattern a . c"),
     ],
 )
