@@ -15,6 +15,7 @@ from weight_oracle.oracle.generate import Reply
 from weight_oracle.oracle.views import VIEWS
 from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import Domain, default_names
+from weight_oracle.truth.edits import edited
 from weight_oracle.truth.facts import facts
 from weight_oracle.truth.flowchart import to_text
 from weight_oracle.truth.interpret import run_one
@@ -76,6 +77,26 @@ def test_a_chart_that_only_one_view_says_is_found_by_running(whole, informed, zo
         checked = check_answer(whole, informed, question.text, samples=2)
         assert checked is not None and checked.text is not None and judge(question, checked.text), kind
         assert checked.how == ("run" if kind == "answer" else "chart") and (checked.checked is None) == (kind == "answer")
+
+
+def test_a_chart_that_nothing_says_is_found_near_those_that_are_said(oracle, codec, zoo):
+    """Among the options there is what the edits need, which an oracle knows from its training charts."""
+    tests = {"has": 0.5, "first": 0.2, "last": 0.2, "at 2": 0.1, "at 3": 0.1}
+    knowing = Oracle(oracle, codec, {"calibration": {"expectation": {"tests": tests}}}, anyway=True)
+    right = 0
+    places = pick(zoo, "train")[:8]
+    for place in places:
+        target, truth = zoo.target(zoo.truths[place]["index"]), canonical(zoo.charts[place], zoo.recipe.domain)
+        begun = edited(truth, knowing.expectation.options, target.domain, np.random.default_rng(0))
+        said = [Reply(to_text(begun), 0.5)] * VIEWS
+        encoded = replace(knowing.encode(target), read={"said": said, "considered": None})
+        found, alone = (check_reading(knowing, encoded, samples=1, nearby=nearby) for nearby in (True, False))
+        assert alone.found is None and found.best.verdict.agreement >= alone.best.verdict.agreement
+        if found.best.chart == truth and alone.best.chart != truth:
+            assert found.found is found.best and found.best.said == 0
+            assert found.as_json(target.names)["found"] == found.best.as_json(target.names)
+            right += 1
+    assert right > len(places) / 2
 
 
 def test_an_input_that_was_asked_about_is_run(whole, encoded):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from weight_oracle.oracle.ask import Encoded, Oracle
 
 SHOWN = 5  # candidates
-READ = "   (read from the weights)"
+READ, FOUND = "   (read from the weights)", "   (found near the others)"
 CAUSES, LEAST = 10, 0.01  # parts that are shown, and nats from which on they are
 
 
@@ -50,7 +50,7 @@ def _candidates(checked: "Checked", names: Names) -> str:
     for c in checked.candidates[:SHOWN]:
         low, high = c.verdict.interval
         share = percent(c.verdict.agreement) + ("" if c.verdict.exhaustive else f" ({percent(low)} to {percent(high)})")
-        rows.append((share, c.said, to_text(c.chart, names) + READ * (c is checked.read)))
+        rows.append((share, c.said, to_text(c.chart, names) + READ * (c is checked.read) + FOUND * (c is checked.found)))
     return table(("the network agrees", "said", f"of {len(checked.candidates)} charts"), rows)
 
 

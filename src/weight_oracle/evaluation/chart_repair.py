@@ -12,6 +12,7 @@ from jaxtyping import Int8, UInt64
 
 from weight_oracle.evaluation.verify import uniform_by_length
 from weight_oracle.targets.target import Target
+from weight_oracle.truth.automaton import TooManyStates
 from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.edits import changes, every_test, with_test
 from weight_oracle.truth.flowchart import FlowChart, If, Say, Test, n_ifs, to_text
@@ -67,8 +68,9 @@ def nearest_followed(
     triggers: Iterable[Test] = (),
     seed: int = 0,
 ) -> FlowChart:
-    """Of the charts (without patterns) that come from some by a few edits, the canonical one that the running target agrees with most where
-    none of the `triggers` holds; of those that agree about equally, one with the fewest tests. `options`: kinds and numbers of tests."""
+    """Of the charts that come from some by a few edits, none of which adds a pattern, the canonical one that the running target agrees with
+    most where none of the `triggers` holds; of those that agree about equally, one with the fewest tests. `options`: kinds and numbers of
+    tests."""
     domain = target.domain
     rng = np.random.default_rng(seed)
     half = INPUTS // 2
@@ -90,7 +92,11 @@ def nearest_followed(
             known |= {c: bits.hits(c) for c in near if c not in known}
         beam = _best(known, _BEAM)
     slack = known[beam[0]] - _GAIN * INPUTS
-    return canonical(min((c for c in known if known[c] > slack), key=lambda c: (n_ifs(c), -known[c], to_text(c))), domain)
+    nearest = min((c for c in known if known[c] > slack), key=lambda c: (n_ifs(c), -known[c], to_text(c)))
+    try:
+        return canonical(nearest, domain)
+    except TooManyStates:
+        return nearest
 
 
 def _best(known: dict[FlowChart, int], n: int) -> list[FlowChart]:

@@ -1,4 +1,4 @@
-"""Answers checked by running the target: several charts that the oracle might mean, ranked by how well the running target follows them.
+"""Answers checked by running the target: charts that the oracle might mean, and one near them, ranked by how well the target follows them.
 
 What comes from the weights alone and what was checked stay apart: nothing here changes what `Oracle.ask` and `Oracle.reading` say.
 """
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from weight_oracle.errors import UserError
+from weight_oracle.evaluation.chart_repair import nearest_followed
 from weight_oracle.evaluation.trigger_check import CheckedTriggers, answer_from_trigger, check_triggers
 from weight_oracle.evaluation.verify import Verdict, verify_all
 from weight_oracle.oracle.ask import MAX_IFS, Encoded, Oracle
@@ -25,7 +26,7 @@ from weight_oracle.truth.understand import ParsedQuestion, understand
 
 SAMPLES = 16
 INPUTS, FEWER = 20_000, 5_000  # at random; fewer where a chart only says what is to be expected without a trigger
-FOLLOWED = 4  # charts near which is looked for what a target does without one
+FOLLOWED = 4  # charts near which is looked for what a target does without a trigger
 SETTLED = ("chart", "answer", "symbols", "order", "possible", "example", "contains")  # kinds of questions whose answers follow from a chart
 FOLLOWS = 0.99  # agreement from which a chart is taken for what the target does
 Progress = Callable[[int, int], None]
@@ -46,20 +47,23 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Checked:
-    """Candidates, those first with which the running target agrees most. `read` is the one that `Oracle.reading` gives."""
+    """Candidates, those first with which the running target agrees most. `read` is the one that `Oracle.reading` gives; `found` one that
+    nothing said, which was looked for near the others by running the target, if any."""
 
     samples: int
     candidates: tuple[Candidate, ...]
     read: Candidate
+    found: Candidate | None = None
 
     @property
     def best(self) -> Candidate:
         return self.candidates[0]
 
     def as_json(self, names: Names, shown: int = 5) -> dict[str, Any]:
-        """Plain values, in a target's names, of the best candidates and of the chart that was read."""
+        """Plain values, in a target's names, of the best candidates, of the chart that was read, and of the one that was found."""
         best = [c.as_json(names) for c in self.candidates[:shown]]
-        return {"samples": self.samples, "charts": len(self.candidates), "read": self.read.as_json(names), "candidates": best}
+        data = {"samples": self.samples, "charts": len(self.candidates), "read": self.read.as_json(names)}
+        return data | {"found": self.found.as_json(names) if self.found else None, "candidates": best}
 
 
 def candidates_of(oracle: Oracle, encoded: Encoded, samples: int, temperature: float = 1.0, seed: int = 0) -> dict[FlowChart, int]:
@@ -88,19 +92,23 @@ def check_reading(
     temperature: float = 1.0,
     progress: Progress | None = None,
     inputs: int = INPUTS,
+    nearby: bool = True,
 ) -> Checked:
     """Runs the target and compares it with every candidate; charts that agree equally well are ranked by how many samples say them.
 
-    `inputs`: how many are drawn at random from a domain that is too large to be run as a whole.
+    `inputs`: how many are drawn at random from a domain that is too large to be run as a whole. `nearby`: also look for a chart near the
+    candidates that the target follows better (see `chart_repair`).
     """
     if samples < 1:
         raise UserError(f"--samples {samples}: at least one chart is drawn", hint="give 1 or more", exit_code=2)
     encoded = oracle.encode(target)
-    said = candidates_of(oracle, encoded, samples, temperature, seed)
-    verdicts = verify_all(encoded.target, list(said), seed=seed, samples=inputs, progress=progress)
-    found = [Candidate(chart, n, verdict) for (chart, n), verdict in zip(said.items(), verdicts, strict=True)]
-    ranked = sorted(found, key=lambda c: (-c.verdict.agreement, -c.said, n_ifs(c.chart), to_text(c.chart)))
-    return Checked(samples, tuple(ranked), found[0])
+    own, said = encoded.target, candidates_of(oracle, encoded, samples, temperature, seed)
+    near = nearest_followed(own, list(said), oracle.expectation.options, MAX_IFS, seed=seed) if nearby else None
+    charts = [*said, *([near] if near is not None and near not in said else [])]
+    verdicts = verify_all(own, charts, seed=seed, samples=inputs, progress=progress)
+    candidates = [Candidate(chart, said.get(chart, 0), verdict) for chart, verdict in zip(charts, verdicts, strict=True)]
+    ranked = sorted(candidates, key=lambda c: (-c.verdict.agreement, -c.said, n_ifs(c.chart), to_text(c.chart)))
+    return Checked(samples, tuple(ranked), candidates[0], candidates[-1] if len(charts) > len(said) else None)
 
 
 @dataclass(frozen=True)
@@ -133,9 +141,10 @@ def check_answer(
     if asked.kind not in (*SETTLED, *TRIGGER_KINDS):
         return None
     oracle.check_kind(asked.kind)
-    inputs = FEWER if asked.kind in TRIGGER_KINDS else INPUTS
-    checked = check_reading(oracle, encoded, samples, seed, progress=progress, inputs=inputs)
-    if asked.kind in TRIGGER_KINDS:
+    hidden = asked.kind in TRIGGER_KINDS
+    inputs = FEWER if hidden else INPUTS
+    checked = check_reading(oracle, encoded, samples, seed, progress=progress, inputs=inputs, nearby=not hidden)
+    if hidden:
         charts = {c.chart: c.said for c in checked.candidates}
         best = [c.chart for c in checked.candidates[:FOLLOWED]]
         found = check_triggers(oracle, encoded, asked, charts, best, samples, seed, inputs)

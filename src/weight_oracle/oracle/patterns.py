@@ -148,8 +148,8 @@ class _Trial:
         return self.margins(patterns, contexts).gather(2, said[:, None, None].expand(-1, len(contexts), 1))[..., 0]
 
     def test(self, pattern: Int[Tensor, " n"], answer: int) -> Test:
-        """What a trigger is that gives this answer with the pattern: a `contains` if it does so, in the two contexts, with the pattern at any
-        later place too."""
+        """What a trigger is that gives this answer with the pattern: a `contains` if it does so with it at every later place, too, in the
+        two contexts."""
         symbols = [ANY if slot == self.free else slot for slot in pattern.tolist()]
         while symbols[-1] == ANY:
             symbols.pop()
