@@ -134,6 +134,38 @@ def test_a_pattern_that_fires_at_every_place_is_a_contains(monkeypatch, chart, f
 
 
 @pytest.mark.parametrize(
+    ("symbols", "chart", "found"),
+    [
+        ("abc", "if contains c a b: say p else: if has d: say p else: say q", "contains c a b"),
+        ("abc", "if has e: if contains b a c: say p else: say r else: if contains b a c: say p else: say q", "contains b a c"),
+        ("ab", "if contains b a b: say p else: if has d: say r else: say q", "contains b a b"),  # one of them twice
+        ("abcd", "if contains c a b: say p else: if has d: say r else: say q", "contains c a b"),  # and one that the chart asks for
+        ("abc", "if pattern c a b: say p else: if has d: say p else: say q", None),  # at the first place alone
+        ("abc", "if has a: if has b: if has c: say p else: say q else: say q else: say q", None),
+        ("abc", "if c before a: if a before b: say p else: say q else: say q", None),
+    ],
+)
+def test_symbols_whose_order_and_place_are_unknown_are_tried_in_all_orders(monkeypatch, symbols, chart, found):
+    shares = torch.full((S + 1, N), 0.01)
+    shares[["abcde".index(symbol) for symbol in symbols]] = 0.2
+    shares[[0, S], 0] = torch.tensor([0.9, 0.01])  # `a` begins, as far as is known, and something begins
+    monkeypatch.setattr(patterns, "LISTED", (1, 1, 1, 1, 1))  # nothing is found as a pattern
+    assert text(find(follow(monkeypatch, chart), [Guessed("none", 0.1, shares=shares / shares.sum(0))])) == (found or "none")
+
+
+def test_orders_begin_with_those_that_have_all_likely_symbols():
+    shares = torch.full((S + 1, 7), 0.01)
+    shares[[0, 2, 3]] = 0.3
+    some, likely = patterns.ordered(shares / shares.sum(0), 5000)
+    first = [tuple(slot for slot in row if slot != S) for row in some[:96].tolist()]
+    assert all(set(row) == {0, 2, 3} for row in first) and set(itertools.permutations((0, 2, 3))) < set(first)
+    assert len(set(map(tuple, some.tolist()))) == len(some) and bool((likely < 0).all())
+    assert {int((pattern != S).sum()) for pattern in some} == {3, 4, 5, 6}
+    assert all(bool((row[:-1] != S).long().diff().le(0).all()) for row in some)
+    assert len(patterns.ordered(shares[:, :3], 10)[0]) == 0  # no place for three symbols and another
+
+
+@pytest.mark.parametrize(
     ("chart", "guess"),
     [
         ("if has a: if has b: say p else: say q else: say q", "pattern a b"),
