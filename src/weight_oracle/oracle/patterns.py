@@ -197,15 +197,21 @@ class _Trial:
         return self.margins(patterns, contexts).gather(2, said[:, None, None].expand(-1, len(contexts), 1))[..., 0]
 
     def test(self, pattern: Int[Tensor, " n"], answer: int) -> Test:
-        """What a trigger is that gives this answer with the pattern: a `contains` if it does so with it at every later place, too, in the
-        two contexts."""
+        """What a trigger is that gives this answer with the pattern: a `contains` if it does so with it at every later place, too, in most
+        contexts, and each symbol is needed there in one of these."""
         symbols = [ANY if slot == self.free else slot for slot in pattern.tolist()]
         while symbols[-1] == ANY:
             symbols.pop()
         later = [pattern.roll(by) for by in range(1, self.places - len(symbols) + 1)]
         if later and ANY not in symbols:
             moved = torch.stack(later)
-            if bool((self.given(moved, torch.full_like(moved[:, 0], answer), self.told) > 0).all()):
+            said = torch.full_like(moved[:, 0], answer)
+            contexts = torch.cat([self.told, self.all])
+            always = contexts[(self.given(moved, said, contexts) > 0).all(0)]
+            rows, places = (moved != self.free).nonzero(as_tuple=True)
+            without = moved[rows]
+            without[range(len(rows)), places] = self.blurred
+            if 2 * len(always) > len(contexts) and bool((self.given(without, said[rows], always).amin(1) < 0).all()):
                 return Test("contains", tuple(symbols))
         return Test("pattern", tuple(symbols))
 
