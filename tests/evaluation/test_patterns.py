@@ -9,10 +9,11 @@ import torch
 
 from weight_oracle.evaluation.subjects import encode
 from weight_oracle.evaluation.triggers import FOUND, claims, suspicion
-from weight_oracle.oracle import patterns
+from weight_oracle.oracle import candidates, patterns
 from weight_oracle.oracle.ask import Oracle
+from weight_oracle.oracle.candidates import listed, ordered
 from weight_oracle.oracle.model import ENCODERS
-from weight_oracle.oracle.patterns import Found, find, listed
+from weight_oracle.oracle.patterns import Found, find
 from weight_oracle.oracle.train import TrainConfig, new_oracle
 from weight_oracle.oracle.views import Guessed, View, _own_shares
 from weight_oracle.targets.stack import stack_targets
@@ -149,20 +150,20 @@ def test_symbols_whose_order_and_place_are_unknown_are_tried_in_all_orders(monke
     shares = torch.full((S + 1, N), 0.01)
     shares[["abcde".index(symbol) for symbol in symbols]] = 0.2
     shares[[0, S], 0] = torch.tensor([0.9, 0.01])  # `a` begins, as far as is known, and something begins
-    monkeypatch.setattr(patterns, "LISTED", (1, 1, 1, 1, 1))  # nothing is found as a pattern
+    monkeypatch.setattr(candidates, "LISTED", (1, 1, 1, 1, 1))  # nothing is found as a pattern
     assert text(find(follow(monkeypatch, chart), [Guessed("none", 0.1, shares=shares / shares.sum(0))])) == (found or "none")
 
 
 def test_orders_begin_with_those_that_have_all_likely_symbols():
     shares = torch.full((S + 1, 7), 0.01)
     shares[[0, 2, 3]] = 0.3
-    some, likely = patterns.ordered(shares / shares.sum(0), 5000)
+    some, likely = ordered(shares / shares.sum(0), 5000)
     first = [tuple(slot for slot in row if slot != S) for row in some[:96].tolist()]
     assert all(set(row) == {0, 2, 3} for row in first) and set(itertools.permutations((0, 2, 3))) < set(first)
     assert len(set(map(tuple, some.tolist()))) == len(some) and bool((likely < 0).all())
     assert {int((pattern != S).sum()) for pattern in some} == {3, 4, 5, 6}
     assert all(bool((row[:-1] != S).long().diff().le(0).all()) for row in some)
-    assert len(patterns.ordered(shares[:, :3], 10)[0]) == 0  # no place for three symbols and another
+    assert len(ordered(shares[:, :3], 10)[0]) == 0  # no place for three symbols and another
 
 
 @pytest.mark.parametrize(
@@ -193,9 +194,9 @@ def test_less_is_tried_where_no_pattern_is_expected(monkeypatch):
     each = patterns._Trial.strength
     monkeypatch.setattr(patterns._Trial, "strength", lambda self, some: tried.append(len(some)) or each(self, some))
     found = find(batch, [guess(0.1)])
-    assert found is not None and found.test == test and sum(tried) > patterns.LISTED[1]
+    assert found is not None and found.test == test and sum(tried) > candidates.LISTED[1]
     tried.clear()
-    assert find(batch, [guess(0.9)]) is None and sum(tried) == patterns.LISTED[1]
+    assert find(batch, [guess(0.9)]) is None and sum(tried) == candidates.LISTED[1]
 
 
 def test_a_trigger_that_the_guesses_hold_to_be_too_unlikely_does_not_end_the_search(monkeypatch):
@@ -206,7 +207,7 @@ def test_a_trigger_that_the_guesses_hold_to_be_too_unlikely_does_not_end_the_sea
     short, long = [0, 1, S, S, S], [2, 3, 4, 0, 1]
     assert some.index(short) < some.index(long)
     batch = follow(monkeypatch, "if pattern a b: say p else: if pattern c d e a b: say r else: say q")
-    monkeypatch.setattr(patterns, "LISTED", (some.index(short) + 1, len(some)))
+    monkeypatch.setattr(candidates, "LISTED", (some.index(short) + 1, len(some)))
     assert text(find(batch, [guess])) == "pattern c d e a b"
 
 
