@@ -1,7 +1,7 @@
 """The patterns that guesses leave open, in the order in which they are tried on a target's layers: the likeliest first.
 
-See `oracle.patterns`. A `contains` fires at every place, so that guesses see its symbols, at any place, and not their order: orders of the likeliest symbols are
-among what is tried.
+See `oracle.patterns`. A `contains` fires at every place, so that guesses see its symbols, at any place, and not their order: orders of the
+likeliest symbols are among what is tried.
 """
 
 from collections.abc import Iterator
