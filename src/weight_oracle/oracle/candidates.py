@@ -14,7 +14,8 @@ from torch import Tensor
 
 LISTED = (256, 1024, 4096, 16384, 65536)  # so many patterns are tried, the likeliest first, until one of them is a trigger
 _BRIEFLY, _EXPECTED = 2, 0.3  # so many of these parts where the probability that a pattern begins at the first place is lower than this
-_ORDERS = (1024, 2048, 3072, 4096)  # so many orders of symbols are tried, after these parts, as what an input contains
+_ORDERS = (1024, 4096, 16384)  # so many orders of symbols are tried, too, as what an input contains: before the first of these parts, and
+_AFTER = (0, 2, 3)  # after so many of them, if a pattern is likely at all
 _NAMES, _RUNS = 7, (3, 4, 5, 6)  # so many of the likeliest symbols, so many at a time
 _UNSEEN = 0.1  # of a symbol that an order does not have, as often as one that it has
 
@@ -35,12 +36,11 @@ def parts_of(shares: Float[Tensor, "S+1 n"]) -> Iterator[Part]:
     """What is tried, one after the other; only the first few where hardly any pattern begins at the first place."""
     expected = 1 - float(shares[-1, 0]) > _EXPECTED
     patterns, likely = listed(shares.log(), LISTED[-1 if expected else _BRIEFLY - 1])
+    orders, known = ordered(shares, _ORDERS[-1] if expected else 0)
     for number, (begun, end) in enumerate(pairwise((0, *LISTED))):
-        if number == _BRIEFLY and expected:
-            orders, known = ordered(shares, _ORDERS[-1])
-            for first, last in pairwise((0, *_ORDERS)):
-                if len(orders[first:last]):
-                    yield Part(orders[first:last], known[first:last], float(likely[0]), likely, anywhere=True)
+        for after, (first, last) in zip(_AFTER, pairwise((0, *_ORDERS)), strict=True):
+            if after == number and len(orders[first:last]):
+                yield Part(orders[first:last], known[first:last], float(likely[0]), likely, anywhere=True)
         if len(patterns[begun:end]):
             others = torch.cat([likely[:begun], likely[end:]])
             yield Part(patterns[begun:end], likely[begun:end], float(likely[0]), others)

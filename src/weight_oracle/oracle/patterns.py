@@ -127,7 +127,7 @@ class _Trial:
 
     def test(self, pattern: Int[Tensor, " n"], answer: int) -> Test:
         """What a trigger is that gives this answer with the pattern: a `contains` if it does so with it at every later place, too, in most
-        contexts, and each symbol is needed there in one of these."""
+        contexts, and each symbol is needed in one of these, at most places: at some the chart may give the answer to one of them."""
         symbols = [ANY if slot == self.free else slot for slot in pattern.tolist()]
         while symbols[-1] == ANY:
             symbols.pop()
@@ -140,8 +140,10 @@ class _Trial:
             rows, places = (moved != self.free).nonzero(as_tuple=True)
             without = moved[rows]
             without[range(len(rows)), places] = self.blurred
-            if 2 * len(always) > len(contexts) and bool((self.given(without, said[rows], always).amin(1) < 0).all()):
-                return Test("contains", tuple(symbols))
+            if 2 * len(always) > len(contexts):
+                lost = (self.given(without, said[rows], always).amin(1) < 0).unflatten(0, (len(moved), len(symbols))).all(1)
+                if 2 * int(lost.sum()) > len(moved):
+                    return Test("contains", tuple(symbols))
         return Test("pattern", tuple(symbols))
 
     def strength(self, patterns: Int[Tensor, "C n"]) -> tuple[Float[Tensor, " C"], Int[Tensor, " C"]]:
