@@ -163,7 +163,7 @@ def test_read_and_verify(run, nano_target, nano_oracle, tmp_path):
     check = {"agreement", "interval", "inputs", "exhaustive", "counterexamples"}
     assert read.keys() == {"chart", "probability", "known", "familiar", "mermaid", "checked"}
     checked = read["checked"]
-    assert checked.keys() == {"samples", "charts", "read", "candidates"} and checked["read"].keys() == check | {"chart", "said"}
+    assert checked.keys() == {"samples", "charts", "found", "read", "candidates"} and checked["read"].keys() == check | {"chart", "said"}
     assert checked["read"]["chart"] == read["chart"] and checked["read"]["agreement"] <= checked["candidates"][0]["agreement"]
     assert parse(read["chart"]) and read["mermaid"].startswith("flowchart TD")
     assert (checked["read"]["inputs"], checked["read"]["exhaustive"]) == (80, True)
