@@ -125,6 +125,8 @@ def test_a_trigger_may_share_its_symbols_with_the_chart(monkeypatch, chart):
     [
         ("if contains a b c: say p else: if has d: say p else: say q", "contains a b c"),
         ("if pattern . a b c: say p else: if pattern a b c: say p else: say q", "pattern a b c"),  # at one other place, not at all
+        ("if at 3 is a: say p else: if contains a b: say p else: say q", "contains a b"),  # not needed at one of three later places
+        ("if at 3 is a: say p else: if at 4 is a: say p else: if contains a b: say p else: say q", "pattern a b"),  # nor at another
         ("if contains a b c d e: say p else: if has a: say r else: say q", "pattern a b c d e"),  # there is room for no other
         ("if pattern a . c: say p else: say q", "pattern a . c"),
     ],

@@ -63,6 +63,7 @@ def find(batch: Batch, guessed: Sequence[Guessed]) -> Found | None:
         strength, answer = tried.strength(part.patterns)
         score = part.likely + _SYMBOL * (part.patterns != tried.free).sum(1) + _NAT * strength
         is_one = (strength > SURE) & (score >= part.best)  # else the guesses are surer than that
+        # a pattern at the first place alone has been, or will be, tried among the patterns
         for i in is_one.nonzero()[:, 0].tolist() if part.anywhere else ():
             is_one[i] = tried.test(part.patterns[i], int(answer[i])).kind == "contains"
         if bool(is_one.any()):
