@@ -5,7 +5,7 @@
 ZOO holds targets of a recipe such as `charts-chances-test`; those that learned their chart and its chance are used. Every second one has a
 leaf that gives another answer with a chance of 10 % to 0.1 %; which leaf, which answer and how often is to be found, or that there is none.
 
-* The oracle reads the flow chart (eight renamings, their vote) and is asked which other answer there is and how often it is given.
+* The oracle reads the flow chart (eight renamings, what its second look prefers, and the small chance that the target's layers show).
 * Its control is the same oracle without any weights (blind).
 * The sampler knows the target's chart but for the chance. It draws inputs uniformly and one answer for each, and reports the leaf and
   other answer that occur together more often than targets are allowed to err (binomial test, 1 % over all pairs).
@@ -36,12 +36,13 @@ from tyro.conf import Positional
 from weight_oracle.evaluation.metrics import wilson
 from weight_oracle.evaluation.subjects import draw_questions, encode, read_chart, reply, sample_places
 from weight_oracle.oracle.ask import Oracle
+from weight_oracle.oracle.bundle import load_oracle
 from weight_oracle.oracle.data import pick
 from weight_oracle.targets.shape import Shape
 from weight_oracle.targets.train import probabilities
 from weight_oracle.truth.automaton import equivalent
 from weight_oracle.truth.canonical import canonical
-from weight_oracle.truth.domain import DEFAULT_NAMES, Domain
+from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.flowchart import CHANCES, FlowChart, If, Say, leaves, rare_leaf, says
 from weight_oracle.truth.interpret import compile_charts, leaf_index
 from weight_oracle.truth.phrasings import CHANCE_KINDS
@@ -110,21 +111,16 @@ def scored(found: Sequence[Finding], true: Sequence[Finding], domain: Domain) ->
     return result | {"by chance": by}
 
 
-def read_by(oracle: Oracle, zoo: Zoo, places: np.ndarray, blind: bool) -> tuple[list[Finding], list[Finding], dict]:
-    """What the oracle says of each target: by the chart it reads, and by its direct answers (which have no leaf); and how many of its
-    answers to each kind of question are right."""
+def read_by(oracle: Oracle, zoo: Zoo, places: np.ndarray, blind: bool) -> tuple[list[Finding], dict]:
+    """What the chart says that the oracle reads of each target, and how many of its answers to each kind of question are right."""
     subjects = encode(oracle.model, oracle.codec, zoo, places, expectation=oracle.expectation)
     asked = draw_questions(subjects, kinds=("chart", *CHANCE_KINDS))
     said = reply(subjects, asked, blind)
-    of = {kind: [r.text for a, r in zip(asked, said, strict=True) if a.question.kind == kind] for kind in ("chart", *CHANCE_KINDS)}
-    right = {kind: [judge(a.question, r.text) for a, r in zip(asked, said, strict=True) if a.question.kind == kind] for kind in of}
-    charts = [read_chart(text, subjects.domain) for text in of["chart"]]
-    by_chart = [truth_of(canonical(chart, subjects.domain)) if chart is not None else Finding() for chart in charts]
-    slots = {name: slot for slot, name in enumerate(DEFAULT_NAMES.answers)}
-    part = lambda text: float(text[:-1]) / 100 if text.endswith("%") else None  # noqa: E731
-    direct = [Finding(None, slots.get(a), part(c)) for a, c in zip(of["chance_answer"], of["chance_often"], strict=True)]
-    shares = {kind: {"share": sum(r) / len(r), "interval": wilson(sum(r), len(r)), "n": len(r)} for kind, r in right.items()}
-    return by_chart, direct, shares
+    pairs = [*zip(asked, said, strict=True)]
+    right = {kind: [judge(a.question, r.text) for a, r in pairs if a.question.kind == kind] for kind in ("chart", *CHANCE_KINDS)}
+    charts = [read_chart(r.text, subjects.domain) for a, r in pairs if a.question.kind == "chart"]
+    found = [truth_of(canonical(chart, subjects.domain)) if chart is not None else Finding() for chart in charts]
+    return found, {kind: {"share": sum(r) / len(r), "interval": wilson(sum(r), len(r)), "n": len(r)} for kind, r in right.items()}
 
 
 def run_targets(zoo: Zoo, places: np.ndarray, most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -217,7 +213,7 @@ def costs(oracle: Oracle, zoo: Zoo, place: int) -> dict:
 
 def benchmark(config: Config) -> dict:
     torch.set_num_threads(1)
-    oracle, zoo = Oracle.from_pretrained(config.oracle), open_zoo(config.zoo)
+    oracle, zoo = load_oracle(config.oracle), open_zoo(config.zoo)
     split = zoo.recipe.splits[0] if zoo.recipe.splits else "test"
     every = [i for i, t in enumerate(zoo.truths) if t["split"] == split]
     places = sample_places(pick(zoo, split), config.targets, config.seed)
@@ -234,9 +230,8 @@ def benchmark(config: Config) -> dict:
         )
     }
     for name, blind in (("oracle", False), ("blind", True)):
-        by_chart, direct, shares = read_by(oracle, zoo, places, blind)
-        result[f"{name}: chart"], result[f"{name}: asked"] = score(by_chart), score(direct)
-        result[f"{name}: questions"] = shares
+        found, result[f"{name}: questions"] = read_by(oracle, zoo, places, blind)
+        result[f"{name}: chart"] = score(found)
     leaf, given = run_targets(zoo, places, config.run, config.seed)
     rng = np.random.default_rng(config.seed)
     for n in sorted({*BUDGETS, round(cost["forwards"])}):

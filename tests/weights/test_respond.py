@@ -6,6 +6,7 @@ import pytest
 import torch
 from specimens import ANSWERS, LENGTHS, SYMBOLS, random_llama, random_target
 
+from weight_oracle.oracle.chances import layers_of
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.weights.atoms import AtomsEncoder
 from weight_oracle.weights.encoder import EncoderConfig
@@ -104,3 +105,14 @@ def test_many_beliefs_at_once_are_as_each_alone(monkeypatch):
     assert torch.allclose(found, one, atol=1e-5) and found.std(1).min() > 1e-3
     monkeypatch.setattr("weight_oracle.weights.respond._AT_ONCE", 5)
     assert torch.allclose(respond_to(batch, beliefs), found, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [random_target, random_llama])
+def test_layers_respond_to_a_sure_belief_as_the_target_does(make):
+    target = make(depth=2, epsilon=1e-12)
+    words = torch.randint(0, SYMBOLS, (3, N), generator=torch.Generator().manual_seed(0))
+    layers = layers_of(prepared(target))
+    assert layers is not None and layers_of({"chunks": torch.zeros(1)}) is None
+    found = layers(torch.nn.functional.one_hot(words, SYMBOLS).transpose(1, 2).float().numpy())
+    logits = torch.as_tensor(target.logits(words.to(torch.int8).numpy()))[:, list(target.answer_ids)]
+    assert torch.allclose(torch.from_numpy(found), logits.log_softmax(-1), atol=1e-4)

@@ -1,6 +1,6 @@
 """Fit what `oracle.familiar` applies: held-out targets against strangers (see `evaluation.strangers`)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -120,6 +120,14 @@ def fit(plain: Familiarity, familiar: Float[np.ndarray, "N signs"], strange: Seq
     return replace(fitted, limit=float(np.clip(np.quantile(chances, ABSTAIN), 1e-6, 0.999)))
 
 
+def _parts(places: Mapping[int, np.ndarray], n: int = 4) -> Iterator[tuple[dict[int, np.ndarray], dict[int, np.ndarray]]]:
+    """`n` parts of some zoos' targets, each with all the others."""
+    number = {i: np.arange(len(some)) % n for i, some in places.items()}
+    for part in range(n):
+        inside = {i: some[number[i] == part] for i, some in places.items()}
+        yield {i: some for i, some in inside.items() if len(some)}, {i: some[number[i] != part] for i, some in places.items()}
+
+
 def familiarity(
     model: WeightOracle,
     codec: Codec,
@@ -129,15 +137,26 @@ def familiarity(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Familiarity:
-    """What is familiar to an oracle, from training targets of its zoos, held-out ones at `places` of them, by number, and strangers."""
+    """What is familiar to an oracle, from training targets of its zoos, held-out ones at `places` of them, by number, and strangers.
+
+    Where the zoos hold no training targets, the held-out ones stand in for them.
+    """
     settings = model.config.encoder_config
-    trained = [(zoo, sample_places(pick_apart(zoo, "train", zoos), 256, seed)) for zoo in zoos]
-    trained = [(zoo, found) for zoo, found in trained if len(found)] or [(zoos[i], found) for i, found in places.items()]
-    stacks = [(number, here, stack) for number, (zoo, found) in enumerate(trained) for here, stack in zoo.stacks(found)]
-    charts = [[trained[number][0].charts[i] for i in here] for number, here, _ in stacks]
-    plain = reference([traits_of(stack, settings) for *_, stack in stacks], charts, [number for number, *_ in stacks])
-    look: Callable[[Stack], Float[np.ndarray, "N signs"]] = lambda stack: see(model, codec, stack, expectation).signs(plain)  # noqa: E731
-    familiar = [look(stack) for i, found in places.items() for _, stack in zoos[i].stacks(found)]
+
+    def known(places: Mapping[int, np.ndarray]) -> Familiarity:
+        stacks = [(i, here, stack) for i, some in places.items() for here, stack in zoos[i].stacks(some)]
+        charts = [[zoos[i].charts[k] for k in here] for i, here, _ in stacks]
+        return reference([traits_of(stack, settings) for *_, stack in stacks], charts, [i for i, *_ in stacks])
+
+    def look(stack: Stack, by: Familiarity) -> Float[np.ndarray, "N signs"]:
+        return see(model, codec, stack, expectation).signs(by)
+
+    trained = {i: sample_places(pick_apart(zoo, "train", zoos), 256, seed) for i, zoo in enumerate(zoos)}
+    trained = {i: some for i, some in trained.items() if len(some)}
+    plain = known(trained or places)
+    # With no training targets to compare with, held-out ones are compared with one another, each with those that are not in its part.
+    parts = [(places, plain)] if trained else [(part, known(others)) for part, others in _parts(places)]
+    familiar = [look(stack, by) for part, by in parts for i, some in part.items() for _, stack in zoos[i].stacks(some)]
     strange: dict[str, list[np.ndarray]] = {}
     seen: set[tuple[Domain, tuple[str, ...]]] = set()
     for done, zoo in enumerate(zoos):
@@ -148,9 +167,9 @@ def familiarity(
             continue
         seen.add(kind)
         for name, made in strangers(zoo, _STRANGERS, seed).items():
-            strange.setdefault(name, []).extend(look(stack) for stack in made)
+            strange.setdefault(name, []).extend(look(stack, plain) for stack in made)
         for name, stack in trained_strangers(zoo, _TRAINED, seed).items():
-            strange.setdefault(name, []).append(look(stack))
+            strange.setdefault(name, []).append(look(stack, plain))
     if progress:
         progress("meeting strangers", len(zoos), len(zoos))
     return fit(plain, np.concatenate(familiar), [np.concatenate(rows) for rows in strange.values() if rows])

@@ -11,6 +11,7 @@ from torch import Tensor
 from weight_oracle.errors import UserError
 from weight_oracle.evaluation.metrics import Progress
 from weight_oracle.oracle.ask import MAX_IFS
+from weight_oracle.oracle.chances import Layers, layers_of
 from weight_oracle.oracle.data import load_population
 from weight_oracle.oracle.generate import Reply, generate
 from weight_oracle.oracle.grammar import ChartConstraint, Limits
@@ -50,7 +51,8 @@ class Subjects:
 
     `tokens` are their weight tokens under the first view, which renames nothing, `renamed` those under the others (see `oracle.views`);
     `guessed` has, for each, the triggers that were guessed on the way to them, and `found` the one that was found among what these leave
-    open, as an `Encoded` target has them; `responses`, if the oracle has a reranker, theirs to mixtures of symbols.
+    open, as an `Encoded` target has them; `responses`, if the oracle has a reranker, theirs to mixtures of symbols; `layers`, if it has met
+    small chances, what responds to others.
     """
 
     model: WeightOracle
@@ -65,6 +67,7 @@ class Subjects:
     guessed: tuple[tuple[Guessed, ...], ...] = ()
     found: tuple[Found | None, ...] = ()
     responses: Float[Tensor, "N C A"] | None = None
+    layers: tuple[Layers | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.facts)
@@ -83,10 +86,11 @@ class Subjects:
         """The targets at these places among the subjects."""
         rows = torch.from_numpy(chosen).to(self.tokens.device)
         tokens, renamed = self.tokens[rows], self.renamed[:, rows]
-        facts, guessed, found = (tuple(each[i] for i in chosen) if each else () for each in (self.facts, self.guessed, self.found))
+        kept = self.facts, self.guessed, self.found, self.layers
+        facts, guessed, found, layers = (tuple(each[i] for i in chosen) if each else () for each in kept)
         responses = None if self.responses is None else self.responses[rows]
         parts = {"facts": facts, "guessed": guessed, "found": found, "tokens": tokens, "renamed": renamed, "responses": responses}
-        return replace(self, places=self.places[chosen], **parts)
+        return replace(self, places=self.places[chosen], layers=layers, **parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +137,7 @@ def encode(
     population = load_population(zoo, ENCODERS[settings.encoding], settings, np.sort(wanted))
     names = model.name_tokens(codec).to(model.device)
     views = views_of(model, population.groups, domain, n_views)
-    tokens, order, guessed, found, responses = [], [], [], [], []
+    tokens, order, guessed, found, responses, layers = [], [], [], [], [], []
     for group in range(len(population.groups)):  # targets of one shape: encodings of raw numbers would see the padding
         here = np.flatnonzero(population.group == group)
         for rows in (here[start : start + BATCH] for start in range(0, len(here), BATCH)):
@@ -143,9 +147,10 @@ def encode(
             own = list(zip(*said, strict=True)) if said[0] else [()] * len(rows)
             moved = guessed_in_orders(model, batch, names, views, own, domain)
             guessed += [(*plain, *others) for plain, others in zip(own, moved, strict=True)]
-            one = ({name: part[i : i + 1] for name, part in batch.items()} for i in range(len(rows)))
+            one = [{name: part[i : i + 1] for name, part in batch.items()} for i in range(len(rows))]
             found += [find(target, said) for target, said in zip(one, guessed[-len(rows) :], strict=True)]
             responses += [responses_of(batch, domain)] if model.reranker else []
+            layers += [layers_of(target) for target in one] if expectation.has_chances else []
             order.append(rows)
             if progress:
                 progress("encoding", sum(map(len, order)), len(population))
@@ -154,10 +159,10 @@ def encode(
         raise UserError(what, where=str(zoo.path), hint="train an oracle with a fixed number, by --tokens")
     back = torch.from_numpy(np.argsort(np.concatenate(order))).to(model.device)
     first, renamed = torch.cat(tokens, 1)[:, back].split([1, len(views) - 1])
-    guesses, sure = (tuple(each[i] for i in back.tolist()) for each in (guessed, found))
+    guesses, sure, respond = (tuple(each[i] for i in back.tolist()) if each else () for each in (guessed, found, layers))
     answers = torch.cat(responses)[back] if responses else None
     about = population.facts, population.places, first[0], views, renamed, expectation
-    return Subjects(model, codec, domain, *about, guesses, sure, answers)
+    return Subjects(model, codec, domain, *about, guesses, sure, answers, respond)
 
 
 def draw_questions(subjects: Subjects, seed: int = 0, held_out: bool = False, kinds: Sequence[str] = tuple(QUESTION_KINDS)) -> list[Asked]:
@@ -240,7 +245,8 @@ def reconsidered(subjects: Subjects, subject: int, said: Sequence[Reply]) -> Con
     """What fits one subject, from its replies under all views; see `oracle.reconsider`."""
     tokens = torch.cat([subjects.tokens[None, subject], subjects.renamed[:, subject]])
     responses = None if subjects.responses is None else subjects.responses[subject]
-    about = subjects.expectation, subjects.domain, MAX_IFS, responses
+    layers = subjects.layers[subject] if subjects.layers else None
+    about = subjects.expectation, subjects.domain, MAX_IFS, responses, layers
     return consider(subjects.model, subjects.codec, tokens, subjects.views, said, *about)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.calibrate import apply_calibration, check_sight
+from weight_oracle.oracle.chances import Layers, layers_of
 from weight_oracle.oracle.familiar import Familiarity, signs_of, traits_of
 from weight_oracle.oracle.generate import Reply, generate
 from weight_oracle.oracle.grammar import ChartConstraint, Limits
@@ -75,7 +76,7 @@ class Encoded:
 
     `guessed`: the trigger that each view guessed on the way to them, and then with the target's places in other orders, where it may be so
     read (see `views.guessed_in_orders`); none if the oracle does not refine guesses. `found`: the trigger that shows itself among what they
-    leave open (see `oracle.patterns`). `responses`: to mixtures of symbols, where there is a reranker.
+    leave open (see `oracle.patterns`). `responses`: to mixtures of symbols, where there is a reranker. `layers` respond to others.
     """
 
     target: Target
@@ -84,6 +85,7 @@ class Encoded:
     guessed: tuple[Guessed, ...] = ()
     found: Found | None = None
     responses: Float[Tensor, "C A"] | None = None
+    layers: Layers | None = None
     read: dict[str, Any] = field(default_factory=dict)
 
 
@@ -195,7 +197,7 @@ class Oracle:
         moved = guessed_in_orders(self.model, batch, self.names, views, own, target.domain)
         responses = responses_of(batch, target.domain)[0] if self.model.reranker else None
         guesses = (*own[0], *moved[0])
-        return Encoded(target, tokens[:, 0], views, guesses, find(batch, guesses), responses)
+        return Encoded(target, tokens[:, 0], views, guesses, find(batch, guesses), responses, layers_of(batch))
 
     def ask(self, target: "Target | Encoded | str | Path", question: str, **names: Any) -> Answer:
         """The answer to one question, in the target's names.
@@ -261,7 +263,8 @@ class Oracle:
     def considered(self, encoded: Encoded) -> Considered | None:
         """The charts that were compared (see `oracle.reconsider`); None where the card does not say what to expect."""
         if "considered" not in encoded.read:
-            about = encoded.views, self.charts_said(encoded), self.expectation, encoded.target.domain, MAX_IFS, encoded.responses
+            about = encoded.views, self.charts_said(encoded), self.expectation, encoded.target.domain, MAX_IFS
+            about = *about, encoded.responses, encoded.layers
             encoded.read["considered"] = consider(self.model, self.codec, encoded.tokens, *about) if self.expectation.tests else None
         return encoded.read["considered"]
 

@@ -7,7 +7,7 @@ gap in its training, and is given back: p(chart | weights) times p(chart) by fre
 a prior that has changed. Charts that differ from the replies in one test are compared so, by their likelihoods under a few renamings.
 Nothing here knows the splits, and only weights are looked at: the target is not run. Where the oracle has a reranker, the likeliest of them
 are compared by it too (`oracle.reranker`), which counts as its calibration says; and where it doubts the best, others nearby are looked for
-(`oracle.nearby`).
+(`oracle.nearby`). Small chances of another answer, where it has met such, are put into the best as the layers show them (`oracle.chances`).
 """
 
 import math
@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from weight_oracle.errors import UserError
+from weight_oracle.oracle.chances import Layers, with_shown
 from weight_oracle.oracle.denoiser import divergence
 from weight_oracle.oracle.generate import Reply, likelihood
 from weight_oracle.oracle.model import WeightOracle
@@ -56,6 +57,7 @@ _VARIANTS = 24  # charts at most, beside those that were said, whose likelihoods
 _RERANKED = 16  # charts at most that a reranker looks at
 _BEST = (2, 1, 1)  # of a search for others nearby: the best charts near which it searches, round after round
 _NEAR = 8  # charts near each of them that are compared
+_EVERY_SECOND = 0.5  # chart counts as one with a small chance, however few there were; and so many are said where none was met
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Expectation:
 
     tests: Mapping[str, float] = field(default_factory=dict)
     offset: Mapping[str, float] = field(default_factory=dict)
-    rare: float = 0.5
+    rare: float = _EVERY_SECOND
     trust: float = 1.0
     doubt: float | None = None
 
@@ -97,6 +99,11 @@ class Expectation:
         """Whether there are tests that can be hidden triggers."""
         return any(kind in TRIGGERS for kind, _ in self.options)
 
+    @property
+    def has_chances(self) -> bool:
+        """Whether some targets have small chances of another answer."""
+        return self.rare < _EVERY_SECOND
+
     def frequency(self, chart: FlowChart, symbols: int) -> float:
         """Sum of the log-frequencies of the chart's tests, their symbols drawn uniformly."""
         rarest = min(self.tests.values(), default=1.0)
@@ -111,7 +118,7 @@ class Expectation:
         offset = self.offset.get(str(n_ifs(chart)))
         if offset is None:
             return 0.0
-        rare = math.log(0.5 / self.rare) if rare_leaf(chart) else 0.0
+        rare = math.log(_EVERY_SECOND / self.rare) if rare_leaf(chart) else 0.0
         return max(0.0, self.frequency(chart, symbols) + offset - expected) + max(0.0, rare)
 
 
@@ -171,7 +178,7 @@ def candidates(said: Mapping[FlowChart, float], expectation: Expectation, domain
 @dataclass(frozen=True)
 class Considered:
     """Candidates with their log-likelihood under the weights (mean over views), the gap of each, and a reranker's log-odds (`fit`), of
-    which one is worth `trust` nats."""
+    which one is worth `trust` nats; `with_chances` puts into one the small chance that the layers show."""
 
     charts: list[FlowChart]
     likelihood: Float[Tensor, " n"]
@@ -179,6 +186,7 @@ class Considered:
     replies: Sequence[Reply] = ()  # that were considered
     fit: Float[Tensor, " n"] | None = None
     trust: float = 1.0
+    with_chances: Callable[[FlowChart], FlowChart] | None = None
 
     @property
     def posterior(self) -> Float[Tensor, " n"]:
@@ -208,9 +216,10 @@ class Considered:
         """The best chart; its probability is that among the candidates."""
         posterior = self.posterior
         best = int(posterior.argmax())
-        text = to_text(self.charts[best])
+        chart = self.charts[best]
+        alike = share(to_text(chart), self.replies) if self.replies else 1.0
         fit = None if self.fit is None else float(self.fit[best])
-        return Reply(text, float(posterior[best]), share(text, self.replies) if self.replies else 1.0, fit)
+        return Reply(to_text(self.with_chances(chart) if self.with_chances else chart), float(posterior[best]), alike, fit)
 
 
 def consider(
@@ -223,9 +232,10 @@ def consider(
     domain: Domain,
     most_ifs: int,
     responses: Float[Tensor, "C A"] | None = None,
+    layers: Layers | None = None,
 ) -> Considered | None:
-    """Compares what fits one target, from replies in its own slots (one or more), and its responses to mixtures of symbols for a reranker;
-    None where no reply is a chart."""
+    """Compares what fits one target, from replies in its own slots (one or more), its responses to mixtures of symbols for a reranker, and
+    its layers for small chances; None where no reply is a chart."""
     said = charts_of(replies, domain)
     charts = candidates(said, expectation, domain, most_ifs)
     if not charts:
@@ -241,6 +251,8 @@ def consider(
         return _compared(model, codec, tokens, views, charts, expectation, domain)
 
     found = replace(compared(charts), replies=tuple(replies), trust=expectation.trust)
+    if expectation.has_chances and layers is not None:
+        found = replace(found, with_chances=lambda chart: with_shown(chart, layers, domain))
     if model.reranker is None or responses is None:
         return found
     found = _reranked(found.likeliest(_RERANKED), model.reranker, responses, domain)

@@ -155,7 +155,7 @@ def _other(leaf: Say) -> int:
     return leaf.other
 
 
-WORKED_OUT = ("answer", "possible", "example", "trigger_input", "chance", "chance_where")
+WORKED_OUT = ("answer", "possible", "example", "trigger_input", "chance", "chance_answer", "chance_where", "chance_often")
 """Kinds whose answers are worked out from the chart that was read, not said directly."""
 
 
@@ -166,6 +166,9 @@ def work_out(kind: str, argument: Sequence[int], chart: FlowChart, domain: Domai
         return _firing_input(chart, domain, range(domain.symbols))
     if kind == "chance_where":
         return where_text(chart)
+    if kind in ("chance_answer", "chance_often"):
+        rare = rare_leaf(chart)
+        return "none" if rare is None else DEFAULT_NAMES.answers[_other(rare)] if kind == "chance_answer" else chance_text(rare.chance)
     if kind == "answer":
         return DEFAULT_NAMES.answers[known.answer(argument)]
     if kind in ("possible", "chance"):
