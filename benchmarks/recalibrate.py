@@ -1,6 +1,6 @@
 """Fit the confidence of an oracle anew, on the zoos of its training: probabilities, familiarity, and whether it is blind.
 
-    python benchmarks/recalibrate.py ORACLE ZOO [ZOO …] [--probabilities-only | --familiarity-only]
+    python benchmarks/recalibrate.py ORACLE ZOO [ZOO …] [--probabilities-only | --familiarity-only | --kinds KIND …]
 
 As `weight-oracle train` does at its end; the weights stay as they are, and so does the rest of the card. ORACLE is a folder. Only the
 zoos' validation and train splits are looked at.
@@ -16,11 +16,12 @@ from tempfile import TemporaryDirectory
 import torch
 
 from weight_oracle.commands.output import stages
-from weight_oracle.evaluation.calibration import calibrate
+from weight_oracle.evaluation.calibration import calibrate, calibrate_kinds
 from weight_oracle.evaluation.familiarity import familiarity
 from weight_oracle.evaluation.subjects import sample_places
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.data import pick_apart
+from weight_oracle.truth.phrasings import QUESTION_KINDS
 from weight_oracle.zoo.store import open_zoo
 
 
@@ -74,6 +75,19 @@ def familiarize(folder: Path, zoos: list[str], n: int, seed: int) -> dict:
     return found
 
 
+def requestion(folder: Path, zoos: list[str], kinds: list[str], n: int, seed: int) -> dict:
+    """Fits alone the probabilities of some kinds of question."""
+    if unknown := {*kinds} - {*QUESTION_KINDS}:
+        raise SystemExit(f"--kinds {min(unknown)}: the kinds are {', '.join(QUESTION_KINDS)}")
+    oracle = Oracle.from_pretrained(folder, anyway=True)
+    with stages() as progress:
+        about = oracle.model, oracle.codec, [open_zoo(path) for path in zoos], kinds
+        found = calibrate_kinds(*about, oracle.expectation, n, seed, progress)
+    oracle.card["calibration"] = oracle.card.get("calibration", {}) | found
+    oracle.save_card(folder)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("oracle", type=Path)
@@ -82,11 +96,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--probabilities-only", action="store_true", help="leave familiarity and gap as they are")
     parser.add_argument("--familiarity-only", action="store_true", help="leave probabilities and gap as they are")
+    parser.add_argument("--kinds", nargs="+", help="fit the probabilities of these kinds of question, and leave all else")
     parser.add_argument("--refinements", type=int, help="refine guesses so many times from now on (an oracle that learned to)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.refinements is not None:
         refine_often(args.oracle, args.refinements)
+    if args.kinds:
+        for kind, fitted in requestion(args.oracle, args.zoos, args.kinds, args.targets, args.seed).items():
+            print(f"{args.oracle}: {kind}: {', '.join(f'{name} {value:.2f}' for name, value in fitted.items())}")
+        return
     if args.familiarity_only:
         found = familiarize(args.oracle, args.zoos, args.targets, args.seed)
         print(f"{args.oracle}: signs of familiarity weigh {', '.join(f'{w:.2f}' for w in found['weights'])}; limit {found['limit']:.3f}")

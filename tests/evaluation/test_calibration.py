@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from weight_oracle.errors import UserError
-from weight_oracle.evaluation.calibration import calibrate, fit_platt, fit_temperature, gap_of, stand_ins
+from weight_oracle.evaluation.calibration import calibrate, calibrate_kinds, expect, fit_platt, fit_temperature, gap_of, stand_ins
 from weight_oracle.oracle.calibrate import apply_calibration, log_odds
 from weight_oracle.oracle.data import pick
 
@@ -103,3 +103,12 @@ def test_calibrate(oracle, codec, zoo):
     assert everyone == sum(row["learned"] for row in zoo.truths)
     with pytest.raises(UserError, match="no target of the elsewhere split"):
         calibrate(oracle, codec, [zoo], "elsewhere")
+
+
+def test_some_kinds_alone_are_calibrated_as_with_all(oracle, codec, zoo):
+    known = expect(oracle, codec, [zoo])
+    alone = calibrate_kinds(oracle, codec, [zoo], ("symbols", "chart"), known, n=16)
+    assert alone == {kind: calibrate_kinds(oracle, codec, [zoo], (kind,), known, n=16)[kind] for kind in ("chart", "symbols")}
+    assert all({"intercept", "slope"} <= set(fit) for fit in alone.values())
+    with pytest.raises(UserError, match="asked a question of the kind chance_often"):
+        calibrate_kinds(oracle, codec, [zoo], ("chart", "chance_often"), known, n=16)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from weight_oracle.evaluation.familiarity import ABSTAIN, familiarity, fit, reference, see
+from weight_oracle.evaluation import familiarity as module
+from weight_oracle.evaluation.familiarity import ABSTAIN, Seen, familiarity, fit, reference, see
 from weight_oracle.evaluation.strangers import OTHER_TASKS, mixed, shuffled, strangers, trained_strangers
 from weight_oracle.oracle.data import pick
 from weight_oracle.oracle.familiar import SIGNS, Familiarity, Traits, features, traits_of
@@ -157,3 +158,18 @@ def test_all_of_it_fits_in_a_card(zoo, oracle, codec):
     assert again is not None and np.array_equal(seen.signs(again), seen.signs(found), equal_nan=True)
     signs = seen.signs(found)
     assert signs.shape == (2, len(SIGNS)) and 0 < found.probability(signs[0].tolist()) < 1
+
+
+def test_without_a_training_split_no_target_is_compared_with_itself(zoo, oracle, codec, monkeypatch):
+    held, compared, seen_by, signs = pick(zoo, "train")[:12], [], [], Seen.signs
+    monkeypatch.setattr(module, "pick_apart", lambda *about: np.zeros(0, int))
+    monkeypatch.setattr(module, "reference", lambda traits, charts, *about: compared.append(charts) or reference(traits, charts, *about))
+    monkeypatch.setattr(Seen, "signs", lambda self, by: seen_by.append(by) or signs(self, by))
+    found = familiarity(oracle, codec, [zoo], {0: held}, Expectation())
+    assert [sum(map(len, charts)) for charts in compared] == [12, 9, 9, 9, 9]  # of all, and of all but a quarter
+    assert len({id(by) for by in seen_by}) == 5 and 0 < found.limit < 1
+    parts = [*module._parts({0: np.arange(5), 1: np.arange(1)})]
+    for inside, others in parts:
+        for i, some in inside.items():
+            assert {*some}.isdisjoint(others[i]) and {*some} | {*others[i]} == {*range(5 if i == 0 else 1)}
+    assert sorted(np.concatenate([part[0] for part, _ in parts])) == [*range(5)]

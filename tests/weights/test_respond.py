@@ -6,7 +6,7 @@ import pytest
 import torch
 from specimens import ANSWERS, LENGTHS, SYMBOLS, random_llama, random_target
 
-from weight_oracle.oracle.chances import layers_of
+from weight_oracle.oracle.leaves import layers_of
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.weights.atoms import AtomsEncoder
 from weight_oracle.weights.encoder import EncoderConfig

@@ -34,9 +34,12 @@ from weight_oracle.oracle.reconsider import Considered, Expectation, frequencies
 from weight_oracle.oracle.tokenizer import Codec
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.flowchart import n_ifs, rare_leaf, to_text, without_chances
-from weight_oracle.truth.phrasings import phrasing
+from weight_oracle.truth.phrasings import QUESTION_KINDS, phrasing
 from weight_oracle.truth.questions import WORKED_OUT, Question, judge
 from weight_oracle.zoo.store import Zoo
+
+Said = dict[str, list[tuple[float, float, float | None, bool]]]
+"""Replies to each kind of question: probability, share of the views, a reranker's log-odds, and whether it is right."""
 
 _TRUSTED = 64  # targets of a zoo by which it is fitted how much a reranker counts
 _WRONG = 0.9  # share of the wrong charts that the reranker's fit puts in doubt
@@ -113,7 +116,7 @@ def calibrate(
     """
     splits = [split] if split else ["train", "validation", "test"]
     expectation = expect(oracle_model, codec, zoos, seed)
-    said: dict[str, list[tuple[float, float, float | None, bool]]] = {}
+    said: Said = {}
     predictions, losses, held = [], [], {}
     targets = 0
     every = [sample_places(np.concatenate([pick_apart(zoo, name, zoos) for name in splits]), n, seed) for zoo in zoos]
@@ -131,26 +134,56 @@ def calibrate(
         targets += len(subjects)
         pieces = [subjects, encode(oracle_model, codec, zoo, more, progress, expectation=expectation)] if len(more) else [subjects]
         for some in pieces:
-            asked = draw_questions(some, seed)
-            for a, r in zip(asked, reply(some, asked, progress=progress), strict=True):
-                said.setdefault(a.question.kind, []).append((r.probability, r.share, r.fit, is_right(a.question, r.text, some.domain)))
+            _hear(said, some, tuple(QUESTION_KINDS), seed, progress)
     if not targets:
         what = f"no target of the {' or '.join(splits)} split has learned its chart"
         raise UserError(what, where=", ".join(str(zoo.path) for zoo in zoos), hint="build more targets")
     temperature = fit_temperature(torch.cat([p.logits for p in predictions]), torch.cat([p.ids for p in predictions]))
     result: dict[str, Any] = {"temperature": temperature, "targets": targets}
     result["expectation"] = asdict(expectation)
-    for kind, replies in sorted(said.items()):
-        probabilities, shares, fits, right = zip(*replies, strict=True)
-        whole = kind in ("chart", *WORKED_OUT)
-        fits = [fit or 0.0 for fit in fits] if whole and any(fits) else None
-        # where a second look overrules all views, none of them has said the chart: their share says nothing about it
-        result[kind] = fit_platt(probabilities, np.array(right), None if whole else shares, fits)
+    result |= {kind: _fitted(kind, replies) for kind, replies in sorted(said.items())}
     if losses:
         result["gap"] = gap_of(losses)
     if not probabilities_only:
         result["familiarity"] = asdict(familiarity(oracle_model, codec, zoos, held, expectation, seed, progress))
     return result
+
+
+def calibrate_kinds(
+    model: WeightOracle,
+    codec: Codec,
+    zoos: Sequence[Zoo],
+    kinds: Sequence[str],
+    expectation: Expectation,
+    n: int | None = 400,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """What `calibrate` has for these kinds of question, fitted in the same way, with an expectation that is given."""
+    every = [sample_places(pick_apart(zoo, "validation", zoos), n, seed) for zoo in zoos]
+    said: Said = {}
+    for zoo, wanted, more in zip(zoos, every, stand_ins(zoos, every, seed), strict=True):
+        if len(both := np.sort(np.concatenate([wanted, more]))):
+            _hear(said, encode(model, codec, zoo, both, progress, expectation=expectation), kinds, seed, progress)
+    if missing := {*kinds} - said.keys():
+        what = f"no target of the validation split can be asked a question of the kind {min(missing)}"
+        raise UserError(what, where=", ".join(str(zoo.path) for zoo in zoos), hint="give a zoo of other targets, or other kinds")
+    return {kind: _fitted(kind, replies) for kind, replies in sorted(said.items())}
+
+
+def _hear(said: Said, subjects: Subjects, kinds: Sequence[str], seed: int, progress: Progress | None) -> None:
+    """Asks a question of each kind about each subject."""
+    asked = draw_questions(subjects, seed, kinds=kinds)
+    for a, r in zip(asked, reply(subjects, asked, progress=progress), strict=True):
+        said.setdefault(a.question.kind, []).append((r.probability, r.share, r.fit, is_right(a.question, r.text, subjects.domain)))
+
+
+def _fitted(kind: str, replies: Sequence[tuple[float, float, float | None, bool]]) -> dict[str, float]:
+    probabilities, shares, fits, right = zip(*replies, strict=True)
+    whole = kind in ("chart", *WORKED_OUT)
+    fits = [fit or 0.0 for fit in fits] if whole and any(fits) else None
+    # where a second look overrules all views, none of them has said the chart: their share says nothing about it
+    return fit_platt(probabilities, np.array(right), None if whole else shares, fits)
 
 
 def stand_ins(zoos: Sequence[Zoo], held: Sequence[Int[np.ndarray, " n"]], seed: int) -> list[Int[np.ndarray, " k"]]:

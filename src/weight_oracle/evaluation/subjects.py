@@ -11,10 +11,10 @@ from torch import Tensor
 from weight_oracle.errors import UserError
 from weight_oracle.evaluation.metrics import Progress
 from weight_oracle.oracle.ask import MAX_IFS
-from weight_oracle.oracle.chances import Layers, layers_of
 from weight_oracle.oracle.data import load_population
 from weight_oracle.oracle.generate import Reply, generate
 from weight_oracle.oracle.grammar import ChartConstraint, Limits
+from weight_oracle.oracle.leaves import Layers, layers_of
 from weight_oracle.oracle.model import ENCODERS, WeightOracle
 from weight_oracle.oracle.patterns import Found, find
 from weight_oracle.oracle.reconsider import Considered, Expectation, consider
@@ -51,8 +51,8 @@ class Subjects:
 
     `tokens` are their weight tokens under the first view, which renames nothing, `renamed` those under the others (see `oracle.views`);
     `guessed` has, for each, the triggers that were guessed on the way to them, and `found` the one that was found among what these leave
-    open, as an `Encoded` target has them; `responses`, if the oracle has a reranker, theirs to mixtures of symbols; `layers`, if it has met
-    small chances, what responds to others.
+    open, as an `Encoded` target has them; `responses`, if the oracle has a reranker, theirs to mixtures of symbols; `layers`, if it
+    has met small chances, respond to others.
     """
 
     model: WeightOracle

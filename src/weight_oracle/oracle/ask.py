@@ -15,10 +15,10 @@ from torch import Tensor
 
 from weight_oracle.errors import UserError
 from weight_oracle.oracle.calibrate import apply_calibration, check_sight
-from weight_oracle.oracle.chances import Layers, layers_of
 from weight_oracle.oracle.familiar import Familiarity, signs_of, traits_of
 from weight_oracle.oracle.generate import Reply, generate
 from weight_oracle.oracle.grammar import ChartConstraint, Limits
+from weight_oracle.oracle.leaves import Layers, layers_of
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, WeightOracleConfig
 from weight_oracle.oracle.patterns import Found, find
 from weight_oracle.oracle.reconsider import Considered, Expectation, best_fit, consider

@@ -1,28 +1,22 @@
 """Small chances of another answer, as a target's layers show them.
 
-Where every input of a mixture of symbols comes to one leaf of a chart, what the layers make of the mixture is nearly what they give there:
-a leaf `say p or s 1%` has s near 1 % under each of them, where a network that is certain has much less. So a chart that was read is looked
-at leaf by leaf (`truth.boxes`): a chance that shows is put in, and one that was read where none shows is left out.
+To mixtures of symbols that belong to one leaf (`oracle.leaves`), `say p or s 1%` gives s in about 1 %, where a network that is certain
+gives it much less. So a chart that was read is looked at leaf by leaf: a chance that shows is put in, and one that was read where none
+shows is left out.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
-from weight_oracle.truth.boxes import boxes
+from weight_oracle.oracle.leaves import Layers, at_leaves
 from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.flowchart import CHANCES, FlowChart, Say, rare_leaf, says, without_chances
-from weight_oracle.weights.encoder import Batch
-from weight_oracle.weights.respond import respond_to
-
-Layers = Callable[[Float[np.ndarray, "C S n"]], Float[np.ndarray, "C A"]]
-"""The log-probabilities of a target's answers to mixtures of symbols."""
 
 LIMIT = math.log(min(CHANCES) / math.sqrt(2))  # a log-probability below this is none of the chances there are
 
@@ -39,14 +33,6 @@ class _Asked:
 
 _READ = _Asked(near=0.35, even=0.5, others=LIMIT)  # where some chance was read
 _UNREAD = _Asked(near=0.2, even=0.12, others=LIMIT - 0.75)
-
-
-def layers_of(batch: Batch) -> Layers | None:
-    """Those of one prepared target (see `fold.fold`); None in an encoding that does not keep them."""
-    if "rows" not in batch:
-        return None
-    device = batch["rows"].device
-    return lambda beliefs: respond_to(batch, torch.from_numpy(beliefs).to(device))[0].log_softmax(-1).cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -68,8 +54,7 @@ class _Seen:
 
 def with_shown(chart: FlowChart, layers: Layers, domain: Domain) -> FlowChart:
     """The chart with the small chance that a target's layers show at its leaves, or as it is where these do not tell."""
-    at, beliefs = boxes(chart, domain)
-    told, leaves, read = layers(beliefs), says(chart), rare_leaf(chart)
+    (at, told), leaves, read = at_leaves(chart, layers, domain), says(chart), rare_leaf(chart)
     seen = [found for i in np.unique(at).tolist() for found in _at(i, leaves[i], told[at == i])]
     best, asked = max(seen, key=lambda found: found.median), _READ if read else _UNREAD
     same = [found for found in seen if found.rarely == best.rarely and found.shown(asked)]

@@ -22,9 +22,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from weight_oracle.errors import UserError
-from weight_oracle.oracle.chances import Layers, with_shown
+from weight_oracle.oracle.chances import with_shown
 from weight_oracle.oracle.denoiser import divergence
 from weight_oracle.oracle.generate import Reply, likelihood
+from weight_oracle.oracle.leaves import Layers
 from weight_oracle.oracle.model import WeightOracle
 from weight_oracle.oracle.nearby import better
 from weight_oracle.oracle.reranker import Reranker, fits

@@ -1,6 +1,7 @@
 """Boxes of inputs: some symbols at each place, so chosen that whatever is drawn from them comes to one leaf of a chart."""
 
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -15,6 +16,7 @@ _TRIED = 4096  # inputs among which the leaves are looked for
 _DRAWS = 32  # inputs of a box, all with the symbol that is added to it, which must come to its leaf
 
 
+@lru_cache(maxsize=64)
 def boxes(chart: FlowChart, domain: Domain) -> tuple[Int[np.ndarray, " boxes"], Float[np.ndarray, "boxes S n"]]:
     """The leaf of each box, from the left, and the share of each symbol at each place, for inputs of the longest length.
 

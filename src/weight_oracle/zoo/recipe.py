@@ -401,6 +401,14 @@ RECIPES: dict[str, Recipe] = {
         _CHANCES,
         replace(_CHANCES, name="charts-chances-train", seed=80, splits=("train", "validation"), clear_of=_SMALL.domain.lengths),
         replace(_CHANCES, name="charts-chances-test", seed=81, splits=("test",)),
+        replace(  # of one test alone, this split has no charts
+            _CHANCES,
+            name="charts-chances-validation",
+            seed=84,
+            charts=replace(_CHANCES.charts, ifs=(2, 3)),
+            splits=("validation",),
+            clear_of=_SMALL.domain.lengths,
+        ),
         # large stacks for a GPU, of targets that the bundled oracles are trained on
         *(
             replace(r, name=name, seed=seed, clear_of=other.domain.lengths, **_stacks(size))
