@@ -1,6 +1,6 @@
 """Fit the confidence of an oracle anew, on the zoos of its training: probabilities, familiarity, and whether it is blind.
 
-    python benchmarks/recalibrate.py ORACLE ZOO [ZOO …] [--probabilities-only | --familiarity-only | --kinds KIND …]
+    python benchmarks/recalibrate.py ORACLE ZOO [ZOO …] [--probabilities-only | --familiarity-only | --gap-only | --kinds KIND …]
 
 As `weight-oracle train` does at its end; the weights stay as they are, and so does the rest of the card. ORACLE is a folder. Only the
 zoos' validation and train splits are looked at.
@@ -9,20 +9,23 @@ zoos' validation and train splits are looked at.
 import argparse
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
 from weight_oracle.commands.output import stages
-from weight_oracle.evaluation.calibration import calibrate, calibrate_kinds
+from weight_oracle.evaluation.calibration import calibrate, calibrate_kinds, gap_on
 from weight_oracle.evaluation.familiarity import familiarity
+from weight_oracle.evaluation.metrics import Progress
 from weight_oracle.evaluation.subjects import sample_places
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.data import pick_apart
 from weight_oracle.truth.phrasings import QUESTION_KINDS
-from weight_oracle.zoo.store import open_zoo
+from weight_oracle.zoo.store import Zoo, open_zoo
 
 
 def refine_often(folder: Path, times: int) -> None:
@@ -75,17 +78,18 @@ def familiarize(folder: Path, zoos: list[str], n: int, seed: int) -> dict:
     return found
 
 
-def requestion(folder: Path, zoos: list[str], kinds: list[str], n: int, seed: int) -> dict:
-    """Fits alone the probabilities of some kinds of question."""
-    if unknown := {*kinds} - {*QUESTION_KINDS}:
-        raise SystemExit(f"--kinds {min(unknown)}: the kinds are {', '.join(QUESTION_KINDS)}")
+def refit(folder: Path, zoos: list[str], fit: Callable[[Oracle, list[Zoo], Progress | None], dict[str, Any]]) -> dict[str, Any]:
+    """Puts into the card what is fitted alone; the rest of the calibration stays."""
     oracle = Oracle.from_pretrained(folder, anyway=True)
     with stages() as progress:
-        about = oracle.model, oracle.codec, [open_zoo(path) for path in zoos], kinds
-        found = calibrate_kinds(*about, oracle.expectation, n, seed, progress)
+        found = fit(oracle, [open_zoo(path) for path in zoos], progress)
     oracle.card["calibration"] = oracle.card.get("calibration", {}) | found
     oracle.save_card(folder)
     return found
+
+
+def _sight(gap: dict[str, float]) -> str:
+    return f"gap {gap['nats']:.2f} [{gap['low']:.2f}, {gap['high']:.2f}] nats"
 
 
 def main() -> None:
@@ -96,6 +100,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--probabilities-only", action="store_true", help="leave familiarity and gap as they are")
     parser.add_argument("--familiarity-only", action="store_true", help="leave probabilities and gap as they are")
+    parser.add_argument("--gap-only", action="store_true", help="leave probabilities and familiarity as they are")
     parser.add_argument("--kinds", nargs="+", help="fit the probabilities of these kinds of question, and leave all else")
     parser.add_argument("--refinements", type=int, help="refine guesses so many times from now on (an oracle that learned to)")
     args = parser.parse_args()
@@ -103,16 +108,28 @@ def main() -> None:
     if args.refinements is not None:
         refine_often(args.oracle, args.refinements)
     if args.kinds:
-        for kind, fitted in requestion(args.oracle, args.zoos, args.kinds, args.targets, args.seed).items():
+        if unknown := {*args.kinds} - {*QUESTION_KINDS}:
+            raise SystemExit(f"--kinds {min(unknown)}: the kinds are {', '.join(QUESTION_KINDS)}")
+
+        def kinds(oracle: Oracle, zoos: list[Zoo], progress: Progress | None) -> dict[str, Any]:
+            return calibrate_kinds(oracle.model, oracle.codec, zoos, args.kinds, oracle.expectation, args.targets, args.seed, progress)
+
+        for kind, fitted in refit(args.oracle, args.zoos, kinds).items():
             print(f"{args.oracle}: {kind}: {', '.join(f'{name} {value:.2f}' for name, value in fitted.items())}")
+        return
+    if args.gap_only:
+
+        def gap(oracle: Oracle, zoos: list[Zoo], progress: Progress | None) -> dict[str, Any]:
+            return {"gap": gap_on(oracle.model, oracle.codec, zoos, args.targets, args.seed, progress)}
+
+        print(f"{args.oracle}: {_sight(refit(args.oracle, args.zoos, gap)['gap'])}")
         return
     if args.familiarity_only:
         found = familiarize(args.oracle, args.zoos, args.targets, args.seed)
         print(f"{args.oracle}: signs of familiarity weigh {', '.join(f'{w:.2f}' for w in found['weights'])}; limit {found['limit']:.3f}")
         return
     found = recalibrate(args.oracle, args.zoos, args.targets, args.seed, args.probabilities_only)
-    gap = found.get("gap")
-    sight = f"; gap {gap['nats']:.2f} [{gap['low']:.2f}, {gap['high']:.2f}] nats" if gap else ""
+    sight = f"; {_sight(found['gap'])}" if "gap" in found else ""
     print(f"{args.oracle}: calibrated on {found['targets']:,} targets{sight}")
     if familiar := found.get("familiarity"):
         print(f"signs of familiarity weigh {', '.join(f'{w:.2f}' for w in familiar['weights'])}; limit {familiar['limit']:.3f}")

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from weight_oracle.errors import UserError
-from weight_oracle.evaluation.calibration import calibrate, calibrate_kinds, expect, fit_platt, fit_temperature, gap_of, stand_ins
+from weight_oracle.evaluation import calibration
+from weight_oracle.evaluation.calibration import calibrate, calibrate_kinds, expect, fit_platt, fit_temperature, gap_of, gap_on, stand_ins
 from weight_oracle.oracle.calibrate import apply_calibration, log_odds
 from weight_oracle.oracle.data import pick
 
@@ -112,3 +113,12 @@ def test_some_kinds_alone_are_calibrated_as_with_all(oracle, codec, zoo):
     assert all({"intercept", "slope"} <= set(fit) for fit in alone.values())
     with pytest.raises(UserError, match="asked a question of the kind chance_often"):
         calibrate_kinds(oracle, codec, [zoo], ("chart", "chance_often"), known, n=16)
+
+
+def test_the_gap_alone(oracle, codec, zoo, monkeypatch):
+    monkeypatch.setattr(calibration, "pick_apart", lambda zoo, split, zoos: pick(zoo, "train"))  # validation is too small
+    gap = gap_on(oracle, codec, [zoo], n=16)
+    assert gap["low"] <= gap["nats"] <= gap["high"] and gap["none"] > 0
+    assert gap["nats"] == pytest.approx(calibrate(oracle, codec, [zoo], n=16)["gap"]["nats"], abs=1e-5)
+    with pytest.raises(UserError, match="no two targets"):
+        gap_on(oracle, codec, [zoo], n=1)

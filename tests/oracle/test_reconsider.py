@@ -165,6 +165,18 @@ def test_the_same_in_every_order_of_views_that_say_the_same(make_model, codec, p
     assert gap[rare[0].text] == pytest.approx(gap[rare[1].text] + math.log(10), abs=1e-4)
 
 
+def test_a_chart_that_the_layers_contradict_gives_way():
+    charts = [parse(f"if has {symbol}: say p else: say q") for symbol in "abcde"]
+    found = Considered(charts, torch.tensor([0.0, 5.0, 3.0, 4.0, 1.0]), torch.zeros(5), fit=torch.arange(5.0), trust=0.0)
+    assert found.best().text == text(charts[1])
+    agree = {charts[0]: 1.0, charts[1]: 0.75, charts[2]: 0.8, charts[3]: 0.5, charts[4]: 1.0}
+    other = replace(found, agreement=agree.__getitem__).best()
+    assert other.text == text(charts[2]) and other.fit == 2 and other.probability == pytest.approx(float(found.posterior[2]))
+    assert replace(found, agreement=lambda chart: 0.5).best() == found.best()  # if they contradict all, it stays
+    rarely = replace(found, agreement=agree.__getitem__, with_chances=lambda chart: parse(f"if first is e: {chart} else: say r"))
+    assert rarely.best().text == f"if first is e: {text(charts[2])} else: say r" and rarely.best().probability == other.probability
+
+
 def test_each_symbol_of_a_pattern_is_drawn_by_itself():
     expectation = Expectation({"has": 0.5, "pattern": 0.5})
     frequency = lambda text: expectation.frequency(parse(text), 12)  # noqa: E731

@@ -6,8 +6,11 @@ import pytest
 import torch
 from specimens import ANSWERS, LENGTHS, SYMBOLS, random_llama, random_target
 
-from weight_oracle.oracle.leaves import layers_of
+from weight_oracle.oracle.leaves import agreement, layers_of
 from weight_oracle.targets.stack import stack_targets
+from weight_oracle.truth.domain import Domain
+from weight_oracle.truth.interpret import run_one
+from weight_oracle.truth.parse import parse
 from weight_oracle.weights.atoms import AtomsEncoder
 from weight_oracle.weights.encoder import EncoderConfig
 from weight_oracle.weights.refine import Refine
@@ -116,3 +119,15 @@ def test_layers_respond_to_a_sure_belief_as_the_target_does(make):
     found = layers(torch.nn.functional.one_hot(words, SYMBOLS).transpose(1, 2).float().numpy())
     logits = torch.as_tensor(target.logits(words.to(torch.int8).numpy()))[:, list(target.answer_ids)]
     assert torch.allclose(torch.from_numpy(found), logits.log_softmax(-1), atol=1e-4)
+
+
+def test_layers_agree_with_the_chart_that_they_follow_leaf_by_leaf():
+    chart, domain = parse("if first is a: say p else: if has b: say q else: say p"), Domain(SYMBOLS, ANSWERS, LENGTHS)
+    follow = lambda beliefs: told(chart, beliefs)  # noqa: E731
+
+    def told(chart, beliefs):
+        said = run_one(chart, beliefs.argmax(1).astype("int8"))
+        return torch.nn.functional.one_hot(torch.from_numpy(said).long(), ANSWERS).float().log().clamp(min=-9).numpy()
+
+    assert agreement(chart, follow, domain) == 1
+    assert agreement(parse("if first is a: say p else: if has b: say r else: say p"), follow, domain) == pytest.approx(2 / 3)

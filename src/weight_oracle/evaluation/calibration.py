@@ -171,6 +171,21 @@ def calibrate_kinds(
     return {kind: _fitted(kind, replies) for kind, replies in sorted(said.items())}
 
 
+def gap_on(
+    model: WeightOracle, codec: Codec, zoos: Sequence[Zoo], n: int | None = 400, seed: int = 0, progress: Progress | None = None
+) -> dict[str, float]:
+    """The `gap` of `calibrate`, on at most `n` validation targets of each zoo. Raises `UserError` where no two of these differ."""
+    losses = []
+    for zoo in zoos:
+        if len(wanted := sample_places(pick_apart(zoo, "validation", zoos), n, seed)):
+            subjects = encode(model, codec, zoo, wanted, progress, n_views=1)
+            losses += _losses(subjects, _chart_predictions(subjects, seed, progress), seed, progress)
+    if not losses:
+        what = "the validation split has no two targets that learned different charts"
+        raise UserError(what, where=", ".join(str(zoo.path) for zoo in zoos), hint="build more targets")
+    return gap_of(losses)
+
+
 def _hear(said: Said, subjects: Subjects, kinds: Sequence[str], seed: int, progress: Progress | None) -> None:
     """Asks a question of each kind about each subject."""
     asked = draw_questions(subjects, seed, kinds=kinds)

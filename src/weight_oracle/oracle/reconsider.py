@@ -7,7 +7,8 @@ gap in its training, and is given back: p(chart | weights) times p(chart) by fre
 a prior that has changed. Charts that differ from the replies in one test are compared so, by their likelihoods under a few renamings.
 Nothing here knows the splits, and only weights are looked at: the target is not run. Where the oracle has a reranker, the likeliest of them
 are compared by it too (`oracle.reranker`), which counts as its calibration says; and where it doubts the best, others nearby are looked for
-(`oracle.nearby`). Small chances of another answer, where it has met such, are put into the best as the layers show them (`oracle.chances`).
+(`oracle.nearby`). In the end the layers are asked leaf by leaf (`oracle.leaves`): a chart that they contradict gives way to the best that
+they do not, and small chances of another answer, where the oracle has met such, are put in as they show them (`oracle.chances`).
 """
 
 import math
@@ -25,7 +26,7 @@ from weight_oracle.errors import UserError
 from weight_oracle.oracle.chances import with_shown
 from weight_oracle.oracle.denoiser import divergence
 from weight_oracle.oracle.generate import Reply, likelihood
-from weight_oracle.oracle.leaves import Layers
+from weight_oracle.oracle.leaves import Layers, agreement
 from weight_oracle.oracle.model import WeightOracle
 from weight_oracle.oracle.nearby import better
 from weight_oracle.oracle.reranker import Reranker, fits
@@ -58,6 +59,7 @@ _VARIANTS = 24  # charts at most, beside those that were said, whose likelihoods
 _RERANKED = 16  # charts at most that a reranker looks at
 _BEST = (2, 1, 1)  # of a search for others nearby: the best charts near which it searches, round after round
 _NEAR = 8  # charts near each of them that are compared
+_ASKED, _AGREES = 8, 0.8  # so many of the best charts give way, one to the next, where the layers agree on fewer of its mixtures than that
 _EVERY_SECOND = 0.5  # chart counts as one with a small chance, however few there were; and so many are said where none was met
 
 
@@ -179,7 +181,8 @@ def candidates(said: Mapping[FlowChart, float], expectation: Expectation, domain
 @dataclass(frozen=True)
 class Considered:
     """Candidates with their log-likelihood under the weights (mean over views), the gap of each, and a reranker's log-odds (`fit`), of
-    which one is worth `trust` nats; `with_chances` puts into one the small chance that the layers show."""
+    which one is worth `trust` nats. `agreement` tells how far the layers agree with one, and `with_chances` puts into it the small chance
+    that they show."""
 
     charts: list[FlowChart]
     likelihood: Float[Tensor, " n"]
@@ -187,6 +190,7 @@ class Considered:
     replies: Sequence[Reply] = ()  # that were considered
     fit: Float[Tensor, " n"] | None = None
     trust: float = 1.0
+    agreement: Callable[[FlowChart], float] | None = None
     with_chances: Callable[[FlowChart], FlowChart] | None = None
 
     @property
@@ -216,7 +220,9 @@ class Considered:
     def best(self) -> Reply:
         """The best chart; its probability is that among the candidates."""
         posterior = self.posterior
-        best = int(posterior.argmax())
+        order = posterior.argsort(descending=True)[:_ASKED].tolist()
+        agree = self.agreement or (lambda _: 1.0)
+        best = next((i for i in order if agree(self.charts[i]) >= _AGREES), order[0])
         chart = self.charts[best]
         alike = share(to_text(chart), self.replies) if self.replies else 1.0
         fit = None if self.fit is None else float(self.fit[best])
@@ -236,7 +242,7 @@ def consider(
     layers: Layers | None = None,
 ) -> Considered | None:
     """Compares what fits one target, from replies in its own slots (one or more), its responses to mixtures of symbols for a reranker, and
-    its layers for small chances; None where no reply is a chart."""
+    its layers; None where no reply is a chart."""
     said = charts_of(replies, domain)
     charts = candidates(said, expectation, domain, most_ifs)
     if not charts:
@@ -252,8 +258,10 @@ def consider(
         return _compared(model, codec, tokens, views, charts, expectation, domain)
 
     found = replace(compared(charts), replies=tuple(replies), trust=expectation.trust)
-    if expectation.has_chances and layers is not None:
+    if layers is not None and expectation.has_chances:
         found = replace(found, with_chances=lambda chart: with_shown(chart, layers, domain))
+    if layers is not None and model.reranker is not None:
+        found = replace(found, agreement=lambda chart: agreement(chart, layers, domain))
     if model.reranker is None or responses is None:
         return found
     found = _reranked(found.likeliest(_RERANKED), model.reranker, responses, domain)
