@@ -3,7 +3,7 @@
     python benchmarks/reading.py ORACLE ZOO --targets 400 [--split validation]
 
 The second look: the likelihood of the charts that are compared, what is given back (`oracle.reconsider`), and the reranker, where there is
-one.
+one. With a reranker, a chart that the layers contradict leaf by leaf gives way to the best of the others that they do not.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from weight_oracle.truth.flowchart import n_ifs, to_text
 from weight_oracle.zoo.store import open_zoo
 
 WAYS = ("one renaming", "the vote", "likelihood", "likelihood and what is given back", "likelihood and reranker", "reranker", "second look")
+FINAL = "second look, and the layers leaf by leaf"
 
 
 def _scores(found: Considered) -> dict[str, Tensor]:
@@ -45,7 +46,7 @@ def main() -> None:
     places = sample_places(pick(zoo, args.split), args.targets, 0)
     subjects = encode(oracle.model, oracle.codec, zoo, places, expectation=oracle.expectation)
     asked = draw_questions(subjects, kinds=["chart"])
-    read: dict[str, list[str]] = {way: [] for way in WAYS}
+    read: dict[str, list[str]] = {way: [] for way in (*WAYS, FINAL)}
     near = []
     for a, said in zip(tqdm(asked, "reading", mininterval=1), under_views(subjects, asked), strict=True):
         found = reconsidered(subjects, a.subject, said)
@@ -54,6 +55,7 @@ def main() -> None:
         if found is not None:
             for way, score in _scores(found).items():
                 read[way].append(to_text(found.charts[int(score.argmax())]))
+            read[FINAL].append(found.best().text)
         for texts in read.values():  # nothing was said that is a chart
             texts += [""] * (len(read["one renaming"]) - len(texts))
         near.append(found.charts if found else [])
