@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from weight_oracle.evaluation.metrics import chart_scores, wilson
 from weight_oracle.evaluation.subjects import draw_questions, encode, read_chart, reconsidered, sample_places, under_views
-from weight_oracle.oracle.ask import Oracle
+from weight_oracle.oracle.bundle import load_oracle
 from weight_oracle.oracle.data import pick
 from weight_oracle.oracle.reconsider import Considered
 from weight_oracle.oracle.views import vote
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--split", choices=["test", "validation"], default="test")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    oracle, zoo = Oracle.from_pretrained(None if args.oracle == "bundled" else args.oracle), open_zoo(args.zoo)
+    oracle, zoo = load_oracle(args.oracle), open_zoo(args.zoo)
     places = sample_places(pick(zoo, args.split), args.targets, 0)
     subjects = encode(oracle.model, oracle.codec, zoo, places, expectation=oracle.expectation)
     asked = draw_questions(subjects, kinds=["chart"])

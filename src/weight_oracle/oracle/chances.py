@@ -18,7 +18,7 @@ from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.flowchart import CHANCES, FlowChart, Say, rare_leaf, says, without_chances
 
-LIMIT = math.log(min(CHANCES) / math.sqrt(2))  # a log-probability below this is none of the chances there are
+_LIMIT = math.log(min(CHANCES) / math.sqrt(2))  # a log-probability below this is none of the chances there are
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class _Asked:
     others: float  # all other answers at all leaves are below
 
 
-_READ = _Asked(near=0.35, even=0.5, others=LIMIT)  # where some chance was read
-_UNREAD = _Asked(near=0.2, even=0.12, others=LIMIT - 0.75)
+_READ = _Asked(near=0.35, even=0.5, others=_LIMIT)  # where some chance was read
+_UNREAD = _Asked(near=0.2, even=0.12, others=_LIMIT - 0.75)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class _Seen:
     def shown(self, asked: _Asked) -> bool:
         """Whether it is one of the chances there are, under all mixtures alike."""
         near = abs(math.log(self.rarely.chance) - self.median) <= asked.near
-        return near and self.median >= LIMIT and self.high - self.low <= asked.even
+        return near and self.median >= _LIMIT and self.high - self.low <= asked.even
 
 
 def with_shown(chart: FlowChart, layers: Layers, domain: Domain) -> FlowChart:
@@ -61,7 +61,7 @@ def with_shown(chart: FlowChart, layers: Layers, domain: Domain) -> FlowChart:
     if best in same and all(found in same or found.median < asked.others for found in seen):
         return canonical(_with(chart, {found.leaf for found in same}, best.rarely, count()), domain)
     mine = [found for found in seen if leaves[found.leaf] == read]
-    refuted = bool(mine) and all(found.high < LIMIT for found in mine)
+    refuted = bool(mine) and all(found.high < _LIMIT for found in mine)
     return canonical(without_chances(chart), domain) if refuted else chart
 
 
