@@ -3,6 +3,8 @@
     python benchmarks/confidence.py --zoos TINY_TEST SMALL_TEST LLAMA_TEST SMALL_LLAMA_TEST --others WIDE DEEP \\
         --json docs/results/confidence.json --figure docs/confidence.svg
 
+    python benchmarks/confidence.py --oracle triggers-22 --zoos TRIGGERS_TEST --strangers-only --json docs/results/other/…
+
 Test splits only, of targets that learned their chart; nothing is fitted here. ECE: equal-mass bins, ten. `others` are zoos of widths or
 depths that the oracle was not trained on. Networks of other kinds are trained here, as the first zoo's recipe says (its first shape).
 """
@@ -86,7 +88,8 @@ def _sum(domain: Domain, recipe: Recipe, rng: np.random.Generator, n: int) -> tu
 
 def _chart(ifs: int) -> Callable[[Domain, Recipe, np.random.Generator, int], tuple[np.ndarray, np.ndarray]]:
     def draw(domain: Domain, recipe: Recipe, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-        chart = sample_chart(replace(recipe.charts, ifs=(ifs,)), domain, rng) if ifs else draw_chart(replace(recipe, splits=("test",)), rng)
+        long = replace(recipe.charts, ifs=(ifs,), min_leaf=0.0)  # so many tests leave little for some of the leaves
+        chart = sample_chart(long, domain, rng) if ifs else draw_chart(replace(recipe, splits=("test",)), rng)
         x = chart_inputs(chart, domain, rng, n)
         return x, run(compile_charts([chart]), x[None])[0]
 
@@ -313,26 +316,9 @@ def draw(said: dict[str, list[Said]], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--oracle", help="a folder, or a bundled one by its name; default: charts")
-    parser.add_argument("--zoos", nargs="+", required=True, help="test zoos like the oracle's training")
-    parser.add_argument("--others", nargs="*", default=[], help="zoos of other widths and depths")
-    parser.add_argument("--targets", type=int, default=150, help="of each zoo")
-    parser.add_argument("--strange", type=int, default=60, help="networks of each other kind; 0: none, and no other zoos")
-    parser.add_argument("--why", type=int, default=16, help="targets of each of the zoos whose parts are taken out")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--figure", type=Path)
-    a = parser.parse_args()
-    torch.set_num_threads(1)
-    began = time.process_time()
-    tell = lambda what: print(f"{time.process_time() - began:6.0f} s of CPU: {what}", flush=True)  # noqa: E731
-    oracle = load_oracle(a.oracle)
-    zoos = [open_zoo(path) for path in a.zoos]
-    result: dict[str, Any] = {"settings": {k: v for k, v in vars(a).items() if k in ("targets", "strange", "why", "seed")}}
-    result["settings"] |= {"threshold": THRESHOLD, "zoos": [z.recipe.name for z in zoos]}
-
+def asked(oracle: Oracle, zoos: list[Zoo], a: argparse.Namespace, tell: Callable[[str], None]) -> dict[str, Any]:
+    """What the probabilities of replies are worth, and how often targets like those of the training are taken for strangers."""
+    result: dict[str, Any] = {}
     said: list[Said] = []
     for zoo in zoos:
         said += replies(oracle, zoo, a.targets, a.seed)
@@ -355,7 +341,42 @@ def main() -> None:
     for name in ("charts", "answers"):
         r = result[name]
         print(f"{name}: ECE {r['before']['ece']:.3f} before, {r['after']['ece']:.3f} after (by chance {r['after']['ece_by_chance']:.3f})")
+    return result
 
+
+def own(oracle: Oracle, zoos: list[Zoo], a: argparse.Namespace) -> dict[str, Any]:
+    """How often targets like those of the training are taken for strangers, if nothing else is asked."""
+    rows = {}
+    for zoo in zoos:
+        places = sample_places(pick(zoo, "test"), a.targets, a.seed)
+        rows[zoo.recipe.name] = judged(oracle, [zoo.target(zoo.truths[i]["index"]) for i in places], a.seed)
+    every = [row for some in rows.values() for row in some]
+    return {"in_distribution": summary(every) | {"by_zoo": {name: summary(some)["unfamiliar"] for name, some in rows.items()}}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--oracle", help="a folder, or a bundled one by its name; default: charts")
+    parser.add_argument("--zoos", nargs="+", required=True, help="test zoos like the oracle's training")
+    parser.add_argument("--others", nargs="*", default=[], help="zoos of other widths and depths")
+    parser.add_argument("--targets", type=int, default=150, help="of each zoo")
+    parser.add_argument("--strange", type=int, default=60, help="networks of each other kind; 0: none, and no other zoos")
+    parser.add_argument("--strangers-only", action="store_true", help="how often networks are taken for strangers, and nothing else")
+    parser.add_argument("--why", type=int, default=16, help="targets of each of the zoos whose parts are taken out")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--figure", type=Path)
+    a = parser.parse_args()
+    torch.set_num_threads(1)
+    began = time.process_time()
+    tell = lambda what: print(f"{time.process_time() - began:6.0f} s of CPU: {what}", flush=True)  # noqa: E731
+    oracle = load_oracle(a.oracle)
+    zoos = [open_zoo(path) for path in a.zoos]
+    result: dict[str, Any] = {"settings": {k: v for k, v in vars(a).items() if k in ("targets", "strange", "why", "seed")}}
+    result["settings"] |= {"threshold": THRESHOLD, "zoos": [z.recipe.name for z in zoos]}
+
+    result |= own(oracle, zoos, a) if a.strangers_only else asked(oracle, zoos, a, tell)
+    tell("networks like those of the training")
     strange = others(oracle, zoos[0], a.strange, a.seed) if a.strange else {}
     for path in a.others if a.strange else ():
         zoo = open_zoo(path)
@@ -367,7 +388,8 @@ def main() -> None:
         shares = ", ".join(f"{key} {r[key]['share']:.3f}" for key in ("unfamiliar", "dont_know", "known_and_wrong"))
         print(f"{name}: {shares}")
 
-    result["why"] = {zoo.recipe.name: blame_summary(blamed(oracle, zoo, a.why, a.seed)) for zoo in zoos} if a.why else {}
+    blame = a.why and not a.strangers_only
+    result["why"] = {zoo.recipe.name: blame_summary(blamed(oracle, zoo, a.why, a.seed)) for zoo in zoos} if blame else {}
     tell("what answers rest on")
     for name, by_kind in result["why"].items():
         for kind, r in by_kind.items():
