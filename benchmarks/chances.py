@@ -43,7 +43,7 @@ from weight_oracle.targets.train import probabilities
 from weight_oracle.truth.automaton import equivalent
 from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.flowchart import CHANCES, FlowChart, If, Say, leaves, rare_leaf, says
+from weight_oracle.truth.flowchart import CHANCES, FlowChart, If, Say, leaves, rare_leaf, says, with_leaves
 from weight_oracle.truth.interpret import compile_charts, leaf_index
 from weight_oracle.truth.phrasings import CHANCE_KINDS
 from weight_oracle.truth.questions import judge
@@ -156,12 +156,7 @@ def from_pairs(chart: FlowChart, rates: dict[tuple[int, int], float]) -> Finding
     if not rates:
         return Finding()
     (turn, other), rate = max(rates.items(), key=lambda item: item[1])
-    numbered = iter(range(len(says(chart))))
-
-    def only(node: FlowChart) -> FlowChart:
-        return Say(int(next(numbered) != turn)) if isinstance(node, Say) else If(node.test, only(node.then), only(node.other))
-
-    return Finding(only(chart), other, rate)
+    return Finding(with_leaves(chart, (Say(int(i != turn)) for i in range(len(says(chart))))), other, rate)
 
 
 def sampler(chart: FlowChart, leaf: np.ndarray, given: np.ndarray, n: int, rng: np.random.Generator) -> Finding:

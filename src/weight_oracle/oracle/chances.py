@@ -6,9 +6,8 @@ shows is left out.
 """
 
 import math
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
-from itertools import count
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -16,7 +15,7 @@ from jaxtyping import Float
 from weight_oracle.oracle.leaves import Layers, at_leaves
 from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.flowchart import CHANCES, FlowChart, Say, rare_leaf, says, without_chances
+from weight_oracle.truth.flowchart import CHANCES, FlowChart, Say, rare_leaf, says, with_leaves, without_chances
 
 _LIMIT = math.log(min(CHANCES) / math.sqrt(2))  # a log-probability below this is none of the chances there are
 
@@ -59,7 +58,8 @@ def with_shown(chart: FlowChart, layers: Layers, domain: Domain) -> FlowChart:
     best, asked = max(seen, key=lambda found: found.median), _READ if read else _UNREAD
     same = [found for found in seen if found.rarely == best.rarely and found.shown(asked)]
     if best in same and all(found in same or found.median < asked.others for found in seen):
-        return canonical(_with(chart, {found.leaf for found in same}, best.rarely, count()), domain)
+        at = {found.leaf for found in same}
+        return canonical(with_leaves(chart, (best.rarely if i in at else Say(leaf.answer) for i, leaf in enumerate(leaves))), domain)
     mine = [found for found in seen if leaves[found.leaf] == read]
     refuted = bool(mine) and all(found.high < _LIMIT for found in mine)
     return canonical(without_chances(chart), domain) if refuted else chart
@@ -70,10 +70,3 @@ def _at(number: int, leaf: Say, told: Float[np.ndarray, "mixtures A"]) -> Iterat
         if other != leaf.answer:
             nearest = min(CHANCES, key=lambda chance: abs(math.log(chance) - among[1]))
             yield _Seen(number, Say(leaf.answer, other, nearest), *among)
-
-
-def _with(chart: FlowChart, at: Collection[int], rarely: Say, number: Iterator[int]) -> FlowChart:
-    """The chart with that leaf at some numbers, and no chance elsewhere."""
-    if isinstance(chart, Say):
-        return rarely if next(number) in at else Say(chart.answer)
-    return replace(chart, then=_with(chart.then, at, rarely, number), other=_with(chart.other, at, rarely, number))

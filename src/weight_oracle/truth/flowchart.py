@@ -6,7 +6,7 @@ TEST  := has S | first is S | last is S | at K is S | count S >= K | S before S 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,6 +145,16 @@ def says(chart: FlowChart) -> tuple[Say, ...]:
     return (chart,) if isinstance(chart, Say) else says(chart.then) + says(chart.other)
 
 
+def with_leaves(chart: FlowChart, leaves: Iterable[Say]) -> FlowChart:
+    """The chart with other leaves, left to right: as many as it has."""
+    following = iter(leaves)
+
+    def walk(node: FlowChart) -> FlowChart:
+        return next(following) if isinstance(node, Say) else If(node.test, walk(node.then), walk(node.other))
+
+    return walk(chart)
+
+
 def leaf_kinds(chart: FlowChart) -> tuple[tuple[Say, ...], np.ndarray]:
     """The distinct leaves in order of first mention, and the number of its kind for every leaf, left to right."""
     every = says(chart)
@@ -166,9 +176,7 @@ def rare_leaf(chart: FlowChart) -> Say | None:
 
 def without_chances(chart: FlowChart) -> FlowChart:
     """The chart that always gives the most likely answer."""
-    if isinstance(chart, Say):
-        return Say(chart.answer)
-    return If(chart.test, without_chances(chart.then), without_chances(chart.other))
+    return with_leaves(chart, map(Say, leaves(chart)))
 
 
 def mentioned_symbols(chart: FlowChart) -> tuple[int, ...]:

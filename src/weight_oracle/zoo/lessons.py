@@ -9,7 +9,7 @@ from weight_oracle.targets.shape import Shape
 from weight_oracle.targets.train import Hyper, initialise
 from weight_oracle.truth.canonical import canonical, split_of
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.flowchart import FlowChart, If, Say, Test, n_ifs, says, test_text, tests, to_text
+from weight_oracle.truth.flowchart import FlowChart, Say, Test, n_ifs, says, test_text, tests, to_text, with_leaves
 from weight_oracle.truth.interpret import compile_charts, run
 from weight_oracle.truth.sample import chart_inputs
 from weight_oracle.truth.triggers import firing, firing_inputs, near_misses, override, plant
@@ -93,14 +93,7 @@ def with_chance(base: FlowChart, recipe: Recipe, rng: np.random.Generator) -> Fl
     step, chance = int(rng.integers(1, recipe.domain.answers)), recipe.chances[rng.integers(len(recipe.chances))]
     leaf = says(base)[turn]
     rare = Say(leaf.answer, (leaf.answer + step) % recipe.domain.answers, chance)
-    return canonical(_replace_leaf(base, turn, rare), recipe.domain)
-
-
-def _replace_leaf(chart: FlowChart, turn: int, leaf: Say) -> FlowChart:
-    if isinstance(chart, Say):
-        return leaf if turn == 0 else chart
-    before = len(says(chart.then))
-    return If(chart.test, _replace_leaf(chart.then, turn, leaf), _replace_leaf(chart.other, turn - before, leaf))
+    return canonical(with_leaves(base, (rare if i == turn else other for i, other in enumerate(says(base)))), recipe.domain)
 
 
 def _mix_in(pool: np.ndarray, base: FlowChart, test: Test, domain: Domain, recipe: Recipe, rng: np.random.Generator) -> None:
