@@ -1,7 +1,7 @@
 """Strangers made from a zoo, and the fit that tells them from its own targets."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -10,9 +10,11 @@ import torch
 from weight_oracle.evaluation import familiarity as module
 from weight_oracle.evaluation.familiarity import ABSTAIN, Seen, familiarity, fit, reference, see
 from weight_oracle.evaluation.strangers import OTHER_TASKS, mixed, shuffled, strangers, trained_strangers
+from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.data import pick
 from weight_oracle.oracle.familiar import SIGNS, Familiarity, Traits, features, traits_of
-from weight_oracle.oracle.reconsider import Expectation
+from weight_oracle.oracle.leaves import agreement
+from weight_oracle.oracle.reconsider import Expectation, charts_of
 from weight_oracle.targets.train import answers
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.flowchart import Say
@@ -158,6 +160,27 @@ def test_all_of_it_fits_in_a_card(zoo, oracle, codec):
     assert again is not None and np.array_equal(seen.signs(again), seen.signs(found), equal_nan=True)
     signs = seen.signs(found)
     assert signs.shape == (2, len(SIGNS)) and 0 < found.probability(signs[0].tolist()) < 1
+
+
+def test_an_oracle_sees_the_signs_that_were_fitted(zoo, oracle, codec):
+    """Among them how far the layers agree with the chart that is said, which no other sign tells."""
+    places = pick(zoo, "train")[:6]
+    charts = [[zoo.charts[i] for i in here] for here, _ in zoo.stacks(places)]
+    stacks = [stack for _, stack in zoo.stacks(places)]
+    plain = reference([traits_of(stack, oracle.config.encoder_config) for stack in stacks], charts)
+    asks = Oracle(oracle, codec, {"calibration": {}})
+    for here, stack in zoo.stacks(places):
+        seen = see(oracle, codec, stack, Expectation())
+        for i, row in enumerate(seen.signs(plain).tolist()):
+            encoded = asks.encode(zoo.target(zoo.truths[here[i]]["index"]))
+            assert asks._of_the_best(encoded) == pytest.approx(seen.best[i], nan_ok=True) and row[-1] == seen.best[i][1]
+            said = charts_of(asks.charts_said(encoded), zoo.recipe.domain)
+            likeliest = max(said, key=said.__getitem__)
+            assert encoded.layers is not None and row[-1] == agreement(likeliest, encoded.layers, zoo.recipe.domain)
+            one = replace(plain, weights=[*[0.0] * (len(SIGNS) - 1), 1.0])
+            asks.card["calibration"]["familiarity"] = json.loads(json.dumps(asdict(one)))
+            assert asks.likeness(encoded) == pytest.approx(1 / (1 + np.exp(-row[-1])))
+            asks.card["calibration"] = {}
 
 
 def test_without_a_training_split_no_target_is_compared_with_itself(zoo, oracle, codec, monkeypatch):

@@ -1,7 +1,6 @@
 """A reranker: free of gauge and of names, trained to tell charts apart, resumed after a kill, and asked in the second look."""
 
 import json
-import math
 import shutil
 from dataclasses import replace
 
@@ -19,7 +18,7 @@ from weight_oracle.oracle.data import pick
 from weight_oracle.oracle.denoiser import Denoiser, divergence, misread
 from weight_oracle.oracle.generate import Reply
 from weight_oracle.oracle.nearby import better, nearby
-from weight_oracle.oracle.reconsider import Considered, Expectation, best_fit, consider
+from weight_oracle.oracle.reconsider import Considered, Expectation, best_found, consider
 from weight_oracle.oracle.reranker import Reranker, responses_of
 from weight_oracle.oracle.train import TrainConfig, train
 from weight_oracle.oracle.train_reranker import RerankerConfig, go_on_from, train_reranker
@@ -321,7 +320,7 @@ def test_where_the_fit_is_in_doubt_others_nearby_are_compared(straight, zoo, mon
     def found(doubt):
         encoded.read.clear()
         expectation["doubt"] = doubt
-        return oracle.considered(encoded), oracle._best_fit(encoded)
+        return oracle.considered(encoded), oracle._of_the_best(encoded)[0]
 
     said_chart = parse("if has a: say p else: say q")
     (plain, said), (sure, also) = found(None), found(-1e6)
@@ -336,7 +335,7 @@ def test_where_the_fit_is_in_doubt_others_nearby_are_compared(straight, zoo, mon
         and said == pytest.approx(float(plain.fit[plain.charts.index(said_chart)]), abs=1e-5)
     )
     alone = consider(oracle.model, oracle.codec, encoded.tokens, encoded.views, oracle.charts_said(encoded), oracle.expectation, DOMAIN, 6)
-    assert alone.fit is None and math.isnan(best_fit(None, [], None, 1e6, DOMAIN, lambda: None))
+    assert alone.fit is None and best_found(None, [], None, 1e6, DOMAIN, lambda: None)[0] is None
 
 
 def test_hard_charts_are_near_the_right_one_and_diverge_least(straight, zoo, monkeypatch):

@@ -1,5 +1,6 @@
 """Fit what `oracle.familiar` applies: held-out targets against strangers (see `evaluation.strangers`)."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,8 +16,9 @@ from weight_oracle.oracle.ask import MAX_IFS
 from weight_oracle.oracle.data import pick_apart
 from weight_oracle.oracle.familiar import SIGNS, Familiarity, Kind, Traits, features, signs_of, traits_of
 from weight_oracle.oracle.generate import Reply, generate
+from weight_oracle.oracle.leaves import agreement, layers_of
 from weight_oracle.oracle.model import ENCODERS, WeightOracle
-from weight_oracle.oracle.reconsider import Expectation, best_fit, consider
+from weight_oracle.oracle.reconsider import Expectation, best_found, consider
 from weight_oracle.oracle.reranker import responses_of
 from weight_oracle.oracle.tokenizer import Codec
 from weight_oracle.oracle.views import in_own_slots, tokens_of, views_of
@@ -35,17 +37,17 @@ _TRAINED = 12  # of each kind that is trained, for each kind of zoo
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """Some targets of one shape as an oracle takes them: their traits, the chart replies under all views, in their own slots, and a
-    reranker's log-odds of the best chart that was found for each."""
+    """Some targets of one shape as an oracle takes them: their traits, the chart replies under all views, in their own slots, and of the
+    best chart that was found for each a reranker's log-odds, and how far the layers agree with it."""
 
     traits: Traits
     replies: list[list[Reply]]
-    fits: list[float]
+    best: list[tuple[float, float]]
 
     def signs(self, reference: Familiarity) -> Float[np.ndarray, "N signs"]:
         """The signs of `oracle.familiar`; the regression of `reference` is not used."""
-        seen = enumerate(zip(self.replies, self.fits, strict=True))
-        return np.array([signs_of(said, self.traits, i, reference, fit) for i, (said, fit) in seen]).reshape(-1, len(SIGNS))
+        seen = enumerate(zip(self.replies, self.best, strict=True))
+        return np.array([signs_of(said, self.traits, i, reference, *best) for i, (said, best) in seen]).reshape(-1, len(SIGNS))
 
 
 @torch.inference_mode()
@@ -66,12 +68,15 @@ def see(model: WeightOracle, codec: Codec, stack: Stack, expectation: Expectatio
     replies = [list(row) for row in zip(*under, strict=True)]
     responses = responses_of(batch, domain) if model.reranker else None
 
-    def fit(i: int, said: list[Reply]) -> float:
+    def best(i: int, said: list[Reply]) -> tuple[float, float]:
         told = None if responses is None else responses[i]
         about = views, said, expectation, domain, MAX_IFS, told
-        return best_fit(model.reranker, said, told, expectation.doubt, domain, lambda: consider(model, codec, tokens[:, i], *about))
+        second_look = lambda: consider(model, codec, tokens[:, i], *about)  # noqa: E731
+        chart, fit = best_found(model.reranker, said, told, expectation.doubt, domain, second_look)
+        layers = layers_of({name: part[i : i + 1] for name, part in batch.items()})
+        return fit, math.nan if chart is None or layers is None else agreement(chart, layers, domain)
 
-    return Seen(traits, replies, [fit(i, said) for i, said in enumerate(replies)])
+    return Seen(traits, replies, [best(i, said) for i, said in enumerate(replies)])
 
 
 def reference(traits: Sequence[Traits], charts: Sequence[Sequence[FlowChart]], zoos: Sequence[int] | None = None) -> Familiarity:

@@ -18,10 +18,10 @@ from weight_oracle.oracle.calibrate import apply_calibration, check_sight
 from weight_oracle.oracle.familiar import Familiarity, signs_of, traits_of
 from weight_oracle.oracle.generate import Reply, generate
 from weight_oracle.oracle.grammar import ChartConstraint, Limits
-from weight_oracle.oracle.leaves import Layers, layers_of
+from weight_oracle.oracle.leaves import Layers, agreement, layers_of
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, WeightOracleConfig
 from weight_oracle.oracle.patterns import Found, find
-from weight_oracle.oracle.reconsider import Considered, Expectation, best_fit, consider
+from weight_oracle.oracle.reconsider import Considered, Expectation, best_found, consider
 from weight_oracle.oracle.reranker import responses_of
 from weight_oracle.oracle.tokenizer import SPECIALS, Codec, make_tokenizer
 from weight_oracle.oracle.views import Guessed, View, argument_in, guessed_in_orders, in_own_slots, read_under, views_of, vote, with_trigger
@@ -292,14 +292,17 @@ class Oracle:
             return 1.0
         if "likeness" not in encoded.read:
             traits = traits_of(stack_targets([encoded.target]), self.settings)
-            fit = self._best_fit(encoded) if self.familiarity.asks_fit else math.nan
-            signs = signs_of(self.charts_said(encoded), traits, 0, self.familiarity, fit)
+            best = self._of_the_best(encoded) if self.familiarity.asks_best else ()
+            signs = signs_of(self.charts_said(encoded), traits, 0, self.familiarity, *best)
             encoded.read["likeness"] = self.familiarity.probability(signs)
         return encoded.read["likeness"]
 
-    def _best_fit(self, encoded: Encoded) -> float:
-        about = self.charts_said(encoded), encoded.responses, self.expectation.doubt, encoded.target.domain
-        return best_fit(self.model.reranker, *about, lambda: self.considered(encoded))
+    def _of_the_best(self, encoded: Encoded) -> tuple[float, float]:
+        """A reranker's log-odds of the best chart that was found, and how far the layers agree with it."""
+        domain = encoded.target.domain
+        about = self.charts_said(encoded), encoded.responses, self.expectation.doubt, domain
+        chart, fit = best_found(self.model.reranker, *about, lambda: self.considered(encoded))
+        return fit, math.nan if chart is None or encoded.layers is None else agreement(chart, encoded.layers, domain)
 
     def check_kind(self, kind: str) -> None:
         """Raises `UserError` (exit code 2) for a kind of question that the oracle was not trained to answer."""

@@ -1,15 +1,16 @@
 """Whether a target is of the kind that an oracle was trained on, from its weights and from how the oracle takes them.
 
-Seven signs. *distance*: the Mahalanobis distance (log) of some statistics of the folded weights and of the expected stream (see
+Eight signs. *distance*: the Mahalanobis distance (log) of some statistics of the folded weights and of the expected stream (see
 `weights.expected`) from those that training targets with a chart like the one that is read have on average, of the same family and with
 inputs of the same lengths: an untrained network's logits, say, hardly depend on the symbols.
 *confidence*: the mean log-probability of the chart replies under all views; *agreement*: the share of the views that say the same.
 *unexplained*: how different the symbols are to the network that the chart does not name, as a share of how different all are: to a network
 that follows the chart they are all alike. *response*: how what the layers make of mixtures of symbols (see `weights.interact`) correlates
 with what the chart says of inputs drawn so; *interaction*: the same of what is left beyond the effect of each symbol alone. *fit*: the
-log-odds that a reranker, where there is one, gives the best chart that was found (`reconsider.best_fit`). A logistic regression on these,
-fitted by `evaluation.familiarity` on targets that the oracle has not trained on against networks that were not trained, or trained on
-something else, gives the probability that a target is familiar.
+log-odds that a reranker, where there is one, gives the best chart that was found (`reconsider.best_found`). *leaves*: the share of that
+chart's mixtures, leaf by leaf, with which the layers agree (`oracle.leaves`). A logistic regression on these, fitted by
+`evaluation.familiarity` on targets that the oracle has not trained on against networks that were not trained, or trained on something else,
+gives the probability that a target is familiar.
 """
 
 import math
@@ -40,8 +41,8 @@ from weight_oracle.weights.encoder import EncoderConfig
 from weight_oracle.weights.expected import expected
 from weight_oracle.weights.interact import interactions
 
-SIGNS = ("distance", "confidence", "agreement", "unexplained", "response", "interaction", "fit")
-_KNOWN = (4, 6, len(SIGNS))  # of them in a card
+SIGNS = ("distance", "confidence", "agreement", "unexplained", "response", "interaction", "fit", "leaves")
+_KNOWN = (4, 6, 7, len(SIGNS))  # of them in a card
 _TINY = 1e-8
 _INPUTS = 2048
 _DRAWN = 64  # inputs of each mixture
@@ -179,7 +180,9 @@ def responds_like(responses: Float[np.ndarray, "S S n A"], said: Float[np.ndarra
     return correlation(x, y), correlation(beyond(x), beyond(y))
 
 
-def signs_of(replies: Sequence[Reply], traits: Traits, row: int, known: "Familiarity", fit: float = math.nan) -> list[float]:
+def signs_of(
+    replies: Sequence[Reply], traits: Traits, row: int, known: "Familiarity", fit: float = math.nan, leaves: float = math.nan
+) -> list[float]:
     """The signs of the target in a row of `traits`, in the order of `SIGNS`, from the chart replies under all views, in its own slots."""
     said = vote(replies)
     try:
@@ -190,7 +193,7 @@ def signs_of(replies: Sequence[Reply], traits: Traits, row: int, known: "Familia
         chart, rest, like = Say(0), math.nan, (math.nan, math.nan)
     confidence = math.log(sum(r.probability for r in replies) / len(replies) + 1e-6)
     half = 0.5 / len(replies)
-    return [known.distance(traits, row, chart), confidence, log_odds(min(1 - half, max(half, said.share))), rest, *like, fit]
+    return [known.distance(traits, row, chart), confidence, log_odds(min(1 - half, max(half, said.share))), rest, *like, fit, leaves]
 
 
 @dataclass(frozen=True)
@@ -214,7 +217,7 @@ class Kind:
 class Familiarity:
     """What is kept in an oracle's card: what training targets look like, and a logistic regression on the signs.
 
-    `centre` and `spread` standardise the signs, of which a card may know only the first four or six. A target is familiar if its
+    `centre` and `spread` standardise the signs, of which a card may know only the first four, six or seven. A target is familiar if its
     probability is at least `limit`.
     """
 
@@ -244,9 +247,9 @@ class Familiarity:
         return found
 
     @property
-    def asks_fit(self) -> bool:
-        """Whether the last sign is one of those that count."""
-        return len(self.weights) == len(SIGNS)
+    def asks_best(self) -> bool:
+        """Whether signs of the best chart that was found are among those that count."""
+        return len(self.weights) > SIGNS.index("fit")
 
     def distance(self, traits: Traits, row: int, chart: FlowChart) -> float:
         """Log of the Mahalanobis distance of a target from those of its kind that follow a chart like this; from the nearest kind of its

@@ -281,24 +281,30 @@ def consider(
     return found
 
 
-def best_fit(
+def best_found(
     reranker: Reranker | None,
     replies: Sequence[Reply],
     responses: Float[Tensor, "C A"] | None,
     doubt: float | None,
     domain: Domain,
     considered: Callable[[], Considered | None],
-) -> float:
-    """A reranker's log-odds of the best chart that was found for a target: of those that were said, and only where none of these is beyond
-    doubt, of the one that a second look prefers. NaN without a reranker, or a chart."""
+) -> tuple[FlowChart | None, float]:
+    """The best chart that was found for a target, and a reranker's log-odds of it: of those that were said, and only where none of these is
+    beyond doubt, the one that a second look prefers. Without a reranker the one that is said with most probability, and NaN; None and NaN
+    without a chart."""
+    said = charts_of(replies, domain)
     if reranker is None or responses is None:
-        return math.nan
-    if said := list(charts_of(replies, domain)):
-        best = float(fits(said, reranker, responses, domain).max())
-        if doubt is None or best >= doubt:
-            return best
+        return max(said, key=said.__getitem__, default=None), math.nan
+    if said:
+        odds = fits(charts := list(said), reranker, responses, domain)
+        best = int(odds.argmax())
+        if doubt is None or float(odds[best]) >= doubt:
+            return charts[best], float(odds[best])
     found = considered()
-    return math.nan if found is None or found.fit is None else float(found.fit[int(found.posterior.argmax())])
+    if found is None or found.fit is None:
+        return None, math.nan
+    best = int(found.posterior.argmax())
+    return found.charts[best], float(found.fit[best])
 
 
 def _compared(
