@@ -3,7 +3,7 @@
     python benchmarks/reading.py ORACLE ZOO --targets 400 [--split validation]
 
 The second look: the likelihood of the charts that are compared, what is given back (`oracle.reconsider`), and the reranker, where there is
-one. With a reranker, a chart that the layers contradict leaf by leaf gives way to the best of the others that they do not.
+one. In the end a chart that the layers contradict is mended (`oracle.mend`).
 """
 
 import argparse
@@ -24,7 +24,7 @@ from weight_oracle.truth.flowchart import n_ifs, to_text
 from weight_oracle.zoo.store import open_zoo
 
 WAYS = ("one renaming", "the vote", "likelihood", "likelihood and what is given back", "likelihood and reranker", "reranker", "second look")
-FINAL = "second look, and the layers leaf by leaf"
+FINAL = "second look, and mended as the layers say"
 
 
 def _scores(found: Considered) -> dict[str, Tensor]:

@@ -10,11 +10,10 @@ import torch
 from weight_oracle.evaluation import familiarity as module
 from weight_oracle.evaluation.familiarity import ABSTAIN, Seen, familiarity, fit, reference, see
 from weight_oracle.evaluation.strangers import OTHER_TASKS, mixed, shuffled, strangers, trained_strangers
-from weight_oracle.oracle.ask import Oracle
+from weight_oracle.oracle.ask import MAX_IFS, Oracle
 from weight_oracle.oracle.data import pick
 from weight_oracle.oracle.familiar import SIGNS, Familiarity, Traits, features, traits_of
-from weight_oracle.oracle.leaves import agreement
-from weight_oracle.oracle.reconsider import Expectation, charts_of
+from weight_oracle.oracle.reconsider import Expectation, charts_of, explained_near
 from weight_oracle.targets.train import answers
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.flowchart import Say
@@ -163,7 +162,7 @@ def test_all_of_it_fits_in_a_card(zoo, oracle, codec):
 
 
 def test_an_oracle_sees_the_signs_that_were_fitted(zoo, oracle, codec):
-    """Among them how far the layers agree with the chart that is said, which no other sign tells."""
+    """Among them the share of the layers' answers that the chart explains that is said with most probability."""
     places = pick(zoo, "train")[:6]
     charts = [[zoo.charts[i] for i in here] for here, _ in zoo.stacks(places)]
     stacks = [stack for _, stack in zoo.stacks(places)]
@@ -176,7 +175,8 @@ def test_an_oracle_sees_the_signs_that_were_fitted(zoo, oracle, codec):
             assert asks._of_the_best(encoded) == pytest.approx(seen.best[i], nan_ok=True) and row[-1] == seen.best[i][1]
             said = charts_of(asks.charts_said(encoded), zoo.recipe.domain)
             likeliest = max(said, key=said.__getitem__)
-            assert encoded.layers is not None and row[-1] == agreement(likeliest, encoded.layers, zoo.recipe.domain)
+            about = encoded.layers, Expectation(), zoo.recipe.domain, MAX_IFS
+            assert encoded.layers is not None and row[-1] == explained_near(likeliest, *about)
             one = replace(plain, weights=[*[0.0] * (len(SIGNS) - 1), 1.0])
             asks.card["calibration"]["familiarity"] = json.loads(json.dumps(asdict(one)))
             assert asks.likeness(encoded) == pytest.approx(1 / (1 + np.exp(-row[-1])))

@@ -12,7 +12,7 @@ from weight_oracle.errors import UserError
 from weight_oracle.oracle.ask import Oracle
 from weight_oracle.oracle.generate import Reply, generate, likelihood
 from weight_oracle.oracle.grammar import ChartConstraint, Limits
-from weight_oracle.oracle.reconsider import Considered, Expectation, candidates, charts_of, consider, frequencies, label, variants
+from weight_oracle.oracle.reconsider import Considered, Expectation, Settled, candidates, charts_of, consider, frequencies, label, variants
 from weight_oracle.oracle.views import draw_views
 from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import Domain
@@ -165,16 +165,16 @@ def test_the_same_in_every_order_of_views_that_say_the_same(make_model, codec, p
     assert gap[rare[0].text] == pytest.approx(gap[rare[1].text] + math.log(10), abs=1e-4)
 
 
-def test_a_chart_that_the_layers_contradict_gives_way():
+def test_what_the_layers_settle():
     charts = [parse(f"if has {symbol}: say p else: say q") for symbol in "abcde"]
     found = Considered(charts, torch.tensor([0.0, 5.0, 3.0, 4.0, 1.0]), torch.zeros(5), fit=torch.arange(5.0), trust=0.0)
-    assert found.best().text == text(charts[1])
-    agree = {charts[0]: 1.0, charts[1]: 0.75, charts[2]: 0.8, charts[3]: 0.5, charts[4]: 1.0}
-    other = replace(found, agreement=agree.__getitem__).best()
-    assert other.text == text(charts[2]) and other.fit == 2 and other.probability == pytest.approx(float(found.posterior[2]))
-    assert replace(found, agreement=lambda chart: 0.5).best() == found.best()  # if they contradict all, it stays
-    rarely = replace(found, agreement=agree.__getitem__, with_chances=lambda chart: parse(f"if first is e: {chart} else: say r"))
-    assert rarely.best().text == f"if first is e: {text(charts[2])} else: say r" and rarely.best().probability == other.probability
+    plain, asked = found.best(), []
+    assert plain.text == text(charts[1]) and plain.explained is None and plain.fit == 1
+    settle = lambda some: asked.append(some) or Settled(some[0], 0.9)  # noqa: E731
+    assert replace(found, settle=settle).best() == replace(plain, explained=0.9)
+    assert asked == [[charts[1], charts[3], charts[2]]]  # the best three, the best first
+    other = replace(found, settle=lambda _: Settled(parse("say p"), 0.8, 2.5)).best()
+    assert (other.text, other.probability, other.fit, other.explained) == ("say p", plain.probability, 2.5, 0.8)
 
 
 def test_each_symbol_of_a_pattern_is_drawn_by_itself():

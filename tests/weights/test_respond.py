@@ -6,7 +6,7 @@ import pytest
 import torch
 from specimens import ANSWERS, LENGTHS, SYMBOLS, random_llama, random_target
 
-from weight_oracle.oracle.leaves import agreement, layers_of
+from weight_oracle.oracle.leaves import at_leaves, layers_of
 from weight_oracle.targets.stack import stack_targets
 from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.interpret import run_one
@@ -121,13 +121,12 @@ def test_layers_respond_to_a_sure_belief_as_the_target_does(make):
     assert torch.allclose(torch.from_numpy(found), logits.log_softmax(-1), atol=1e-4)
 
 
-def test_layers_agree_with_the_chart_that_they_follow_leaf_by_leaf():
+def test_what_layers_say_of_mixtures_leaf_by_leaf():
     chart, domain = parse("if first is a: say p else: if has b: say q else: say p"), Domain(SYMBOLS, ANSWERS, LENGTHS)
-    follow = lambda beliefs: told(chart, beliefs)  # noqa: E731
 
-    def told(chart, beliefs):
+    def follow(beliefs):
         said = run_one(chart, beliefs.argmax(1).astype("int8"))
         return torch.nn.functional.one_hot(torch.from_numpy(said).long(), ANSWERS).float().log().clamp(min=-9).numpy()
 
-    assert agreement(chart, follow, domain) == 1
-    assert agreement(parse("if first is a: say p else: if has b: say r else: say p"), follow, domain) == pytest.approx(2 / 3)
+    leaf, told = at_leaves(chart, follow, domain)
+    assert {*leaf.tolist()} == {0, 1, 2} and (told.argmax(1) == (leaf == 1)).all()

@@ -16,9 +16,9 @@ from weight_oracle.oracle.ask import MAX_IFS
 from weight_oracle.oracle.data import pick_apart
 from weight_oracle.oracle.familiar import SIGNS, Familiarity, Kind, Traits, features, signs_of, traits_of
 from weight_oracle.oracle.generate import Reply, generate
-from weight_oracle.oracle.leaves import agreement, layers_of
+from weight_oracle.oracle.leaves import layers_of
 from weight_oracle.oracle.model import ENCODERS, WeightOracle
-from weight_oracle.oracle.reconsider import Expectation, best_found, consider
+from weight_oracle.oracle.reconsider import Expectation, best_found, consider, explained_near
 from weight_oracle.oracle.reranker import responses_of
 from weight_oracle.oracle.tokenizer import Codec
 from weight_oracle.oracle.views import in_own_slots, tokens_of, views_of
@@ -38,7 +38,7 @@ _TRAINED = 12  # of each kind that is trained, for each kind of zoo
 @dataclass(frozen=True, eq=False)
 class Seen:
     """Some targets of one shape as an oracle takes them: their traits, the chart replies under all views, in their own slots, and of the
-    best chart that was found for each a reranker's log-odds, and how far the layers agree with it."""
+    best chart that was found for each a reranker's log-odds, and the share of the layers' answers that it explains."""
 
     traits: Traits
     replies: list[list[Reply]]
@@ -74,7 +74,9 @@ def see(model: WeightOracle, codec: Codec, stack: Stack, expectation: Expectatio
         second_look = lambda: consider(model, codec, tokens[:, i], *about)  # noqa: E731
         chart, fit = best_found(model.reranker, said, told, expectation.doubt, domain, second_look)
         layers = layers_of({name: part[i : i + 1] for name, part in batch.items()})
-        return fit, math.nan if chart is None or layers is None else agreement(chart, layers, domain)
+        if chart is None or layers is None:
+            return fit, math.nan
+        return fit, explained_near(chart, layers, expectation, domain, MAX_IFS)
 
     return Seen(traits, replies, [best(i, said) for i, said in enumerate(replies)])
 

@@ -51,8 +51,8 @@ class Subjects:
 
     `tokens` are their weight tokens under the first view, which renames nothing, `renamed` those under the others (see `oracle.views`);
     `guessed` has, for each, the triggers that were guessed on the way to them, and `found` the one that was found among what these leave
-    open, as an `Encoded` target has them; `responses`, if the oracle has a reranker, theirs to mixtures of symbols; `layers`,
-    if it has that or has met small chances, respond to others.
+    open, as an `Encoded` target has them; `responses`, if the oracle has a reranker, theirs to mixtures of symbols; `layers` respond
+    to others.
     """
 
     model: WeightOracle
@@ -150,7 +150,7 @@ def encode(
             one = [{name: part[i : i + 1] for name, part in batch.items()} for i in range(len(rows))]
             found += [find(target, said) for target, said in zip(one, guessed[-len(rows) :], strict=True)]
             responses += [responses_of(batch, domain)] if model.reranker else []
-            layers += [layers_of(target) for target in one] if model.reranker or expectation.has_chances else []
+            layers += [layers_of(target) for target in one]
             order.append(rows)
             if progress:
                 progress("encoding", sum(map(len, order)), len(population))

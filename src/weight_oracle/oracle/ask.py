@@ -18,10 +18,10 @@ from weight_oracle.oracle.calibrate import apply_calibration, check_sight
 from weight_oracle.oracle.familiar import Familiarity, signs_of, traits_of
 from weight_oracle.oracle.generate import Reply, generate
 from weight_oracle.oracle.grammar import ChartConstraint, Limits
-from weight_oracle.oracle.leaves import Layers, agreement, layers_of
+from weight_oracle.oracle.leaves import Layers, layers_of
 from weight_oracle.oracle.model import ENCODERS, WeightOracle, WeightOracleConfig
 from weight_oracle.oracle.patterns import Found, find
-from weight_oracle.oracle.reconsider import Considered, Expectation, best_found, consider
+from weight_oracle.oracle.reconsider import Considered, Expectation, best_found, consider, explained_near
 from weight_oracle.oracle.reranker import responses_of
 from weight_oracle.oracle.tokenizer import SPECIALS, Codec, make_tokenizer
 from weight_oracle.oracle.views import Guessed, View, argument_in, guessed_in_orders, in_own_slots, read_under, views_of, vote, with_trigger
@@ -298,11 +298,13 @@ class Oracle:
         return encoded.read["likeness"]
 
     def _of_the_best(self, encoded: Encoded) -> tuple[float, float]:
-        """A reranker's log-odds of the best chart that was found, and how far the layers agree with it."""
+        """A reranker's log-odds of the best chart that was found, and the share of the layers' answers that it explains."""
         domain = encoded.target.domain
         about = self.charts_said(encoded), encoded.responses, self.expectation.doubt, domain
         chart, fit = best_found(self.model.reranker, *about, lambda: self.considered(encoded))
-        return fit, math.nan if chart is None or encoded.layers is None else agreement(chart, encoded.layers, domain)
+        if chart is None or encoded.layers is None:
+            return fit, math.nan
+        return fit, explained_near(chart, encoded.layers, self.expectation, domain, MAX_IFS)
 
     def check_kind(self, kind: str) -> None:
         """Raises `UserError` (exit code 2) for a kind of question that the oracle was not trained to answer."""
@@ -315,8 +317,10 @@ class Oracle:
 
     def _chart_reply(self, encoded: Encoded) -> Reply:
         """What is said when the flow chart is asked for; its hidden trigger is the one that is said when that is asked for."""
-        considered = self.considered(encoded)
-        reply = considered.best() if considered else vote(self.charts_said(encoded))
+        if "chart" not in encoded.read:
+            considered = self.considered(encoded)
+            encoded.read["chart"] = considered.best() if considered else vote(self.charts_said(encoded))
+        reply = encoded.read["chart"]
         if not self.knows_triggers:
             return reply
         pattern, answer = (self.reply(encoded, usual_question(kind)) for kind in ("trigger_pattern", "trigger_answer"))

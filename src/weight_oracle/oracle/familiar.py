@@ -7,10 +7,10 @@ inputs of the same lengths: an untrained network's logits, say, hardly depend on
 *unexplained*: how different the symbols are to the network that the chart does not name, as a share of how different all are: to a network
 that follows the chart they are all alike. *response*: how what the layers make of mixtures of symbols (see `weights.interact`) correlates
 with what the chart says of inputs drawn so; *interaction*: the same of what is left beyond the effect of each symbol alone. *fit*: the
-log-odds that a reranker, where there is one, gives the best chart that was found (`reconsider.best_found`). *leaves*: the share of that
-chart's mixtures, leaf by leaf, with which the layers agree (`oracle.leaves`). A logistic regression on these, fitted by
-`evaluation.familiarity` on targets that the oracle has not trained on against networks that were not trained, or trained on something else,
-gives the probability that a target is familiar.
+log-odds that a reranker, where there is one, gives the best chart that was found (`reconsider.best_found`). *explained*: the share of
+what the layers answer to mixtures around that chart that it explains, once it is mended (`oracle.mend`). A logistic regression on these,
+fitted by `evaluation.familiarity` on targets that the oracle has not trained on against networks that were not trained, or trained on
+something else, gives the probability that a target is familiar.
 """
 
 import math
@@ -41,7 +41,7 @@ from weight_oracle.weights.encoder import EncoderConfig
 from weight_oracle.weights.expected import expected
 from weight_oracle.weights.interact import interactions
 
-SIGNS = ("distance", "confidence", "agreement", "unexplained", "response", "interaction", "fit", "leaves")
+SIGNS = ("distance", "confidence", "agreement", "unexplained", "response", "interaction", "fit", "explained")
 _KNOWN = (4, 6, 7, len(SIGNS))  # of them in a card
 _TINY = 1e-8
 _INPUTS = 2048
@@ -181,7 +181,7 @@ def responds_like(responses: Float[np.ndarray, "S S n A"], said: Float[np.ndarra
 
 
 def signs_of(
-    replies: Sequence[Reply], traits: Traits, row: int, known: "Familiarity", fit: float = math.nan, leaves: float = math.nan
+    replies: Sequence[Reply], traits: Traits, row: int, known: "Familiarity", fit: float = math.nan, explained: float = math.nan
 ) -> list[float]:
     """The signs of the target in a row of `traits`, in the order of `SIGNS`, from the chart replies under all views, in its own slots."""
     said = vote(replies)
@@ -193,7 +193,7 @@ def signs_of(
         chart, rest, like = Say(0), math.nan, (math.nan, math.nan)
     confidence = math.log(sum(r.probability for r in replies) / len(replies) + 1e-6)
     half = 0.5 / len(replies)
-    return [known.distance(traits, row, chart), confidence, log_odds(min(1 - half, max(half, said.share))), rest, *like, fit, leaves]
+    return [known.distance(traits, row, chart), confidence, log_odds(min(1 - half, max(half, said.share))), rest, *like, fit, explained]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from weight_oracle.truth.boxes import boxes
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.flowchart import FlowChart, leaves
+from weight_oracle.truth.flowchart import FlowChart
 from weight_oracle.weights.encoder import Batch
 from weight_oracle.weights.respond import respond_to
 
@@ -32,9 +32,3 @@ def at_leaves(chart: FlowChart, layers: Layers, domain: Domain) -> tuple[Int[np.
     """The leaf, from the left, of each mixture, and the log-probabilities of the answers to it."""
     leaf, beliefs = boxes(chart, domain)
     return leaf, layers(beliefs)
-
-
-def agreement(chart: FlowChart, layers: Layers, domain: Domain) -> float:
-    """The share of the mixtures to which the layers give their leaf's answer."""
-    leaf, told = at_leaves(chart, layers, domain)
-    return float((told.argmax(1) == np.array(leaves(chart))[leaf]).mean())

@@ -7,8 +7,8 @@ gap in its training, and is given back: p(chart | weights) times p(chart) by fre
 a prior that has changed. Charts that differ from the replies in one test are compared so, by their likelihoods under a few renamings.
 Nothing here knows the splits, and only weights are looked at: the target is not run. Where the oracle has a reranker, the likeliest of them
 are compared by it too (`oracle.reranker`), which counts as its calibration says; and where it doubts the best, others nearby are looked for
-(`oracle.nearby`). In the end the layers are asked leaf by leaf (`oracle.leaves`): a chart that they contradict gives way to the best that
-they do not, and small chances of another answer, where the oracle has met such, are put in as they show them (`oracle.chances`).
+(`oracle.nearby`). In the end the layers are asked: a chart that they contradict is mended (`oracle.mend`), and small chances of another
+answer, where the oracle has met such, are put in as they show them (`oracle.chances`).
 """
 
 import math
@@ -26,7 +26,8 @@ from weight_oracle.errors import UserError
 from weight_oracle.oracle.chances import with_shown
 from weight_oracle.oracle.denoiser import divergence
 from weight_oracle.oracle.generate import Reply, likelihood
-from weight_oracle.oracle.leaves import Layers, agreement
+from weight_oracle.oracle.leaves import Layers
+from weight_oracle.oracle.mend import BEGUN, mended
 from weight_oracle.oracle.model import WeightOracle
 from weight_oracle.oracle.nearby import better
 from weight_oracle.oracle.reranker import Reranker, fits
@@ -53,13 +54,13 @@ from weight_oracle.truth.mixtures import answered
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import phrasing
 from weight_oracle.truth.triggers import KINDS as TRIGGERS
+from weight_oracle.truth.triggers import trigger_of, without
 
 _NARROW = ("before",)  # kinds with two symbols
 _VARIANTS = 24  # charts at most, beside those that were said, whose likelihoods are looked at where a denoiser tells which
 _RERANKED = 16  # charts at most that a reranker looks at
 _BEST = (2, 1, 1)  # of a search for others nearby: the best charts near which it searches, round after round
 _NEAR = 8  # charts near each of them that are compared
-_ASKED, _AGREES = 8, 0.8  # so many of the best charts give way, one to the next, where the layers agree on fewer of its mixtures than that
 _EVERY_SECOND = 0.5  # chart counts as one with a small chance, however few there were; and so many are said where none was met
 
 
@@ -179,10 +180,19 @@ def candidates(said: Mapping[FlowChart, float], expectation: Expectation, domain
 
 
 @dataclass(frozen=True)
+class Settled:
+    """What becomes of a chart once the layers were asked, the share of their answers to mixtures that it explains, and a reranker's
+    log-odds of it if it is another one than before."""
+
+    chart: FlowChart
+    explained: float
+    fit: float | None = None
+
+
+@dataclass(frozen=True)
 class Considered:
     """Candidates with their log-likelihood under the weights (mean over views), the gap of each, and a reranker's log-odds (`fit`), of
-    which one is worth `trust` nats. `agreement` tells how far the layers agree with one, and `with_chances` puts into it the small chance
-    that they show."""
+    which one is worth `trust` nats. `settle` asks the layers about some, the best first."""
 
     charts: list[FlowChart]
     likelihood: Float[Tensor, " n"]
@@ -190,8 +200,7 @@ class Considered:
     replies: Sequence[Reply] = ()  # that were considered
     fit: Float[Tensor, " n"] | None = None
     trust: float = 1.0
-    agreement: Callable[[FlowChart], float] | None = None
-    with_chances: Callable[[FlowChart], FlowChart] | None = None
+    settle: Callable[[Sequence[FlowChart]], Settled] | None = None
 
     @property
     def posterior(self) -> Float[Tensor, " n"]:
@@ -218,15 +227,17 @@ class Considered:
         return replace(self, charts=[*self.charts, *more.charts], **both)
 
     def best(self) -> Reply:
-        """The best chart; its probability is that among the candidates."""
+        """The best chart; its probability is that among the candidates, of the best of these if it was mended."""
         posterior = self.posterior
-        order = posterior.argsort(descending=True)[:_ASKED].tolist()
-        agree = self.agreement or (lambda _: 1.0)
-        best = next((i for i in order if agree(self.charts[i]) >= _AGREES), order[0])
-        chart = self.charts[best]
+        order = posterior.argsort(descending=True)[:BEGUN].tolist()
+        chart = self.charts[order[0]]
         alike = share(to_text(chart), self.replies) if self.replies else 1.0
-        fit = None if self.fit is None else float(self.fit[best])
-        return Reply(to_text(self.with_chances(chart) if self.with_chances else chart), float(posterior[best]), alike, fit)
+        reply = Reply(to_text(chart), float(posterior[order[0]]), alike, None if self.fit is None else float(self.fit[order[0]]))
+        if self.settle is None:
+            return reply
+        found = self.settle([self.charts[i] for i in order])
+        fit = reply.fit if found.fit is None else found.fit
+        return replace(reply, text=to_text(found.chart), fit=fit, explained=found.explained)
 
 
 def consider(
@@ -258,10 +269,8 @@ def consider(
         return _compared(model, codec, tokens, views, charts, expectation, domain)
 
     found = replace(compared(charts), replies=tuple(replies), trust=expectation.trust)
-    if layers is not None and expectation.has_chances:
-        found = replace(found, with_chances=lambda chart: with_shown(chart, layers, domain))
-    if layers is not None and model.reranker is not None:
-        found = replace(found, agreement=lambda chart: agreement(chart, layers, domain))
+    if layers is not None:
+        found = replace(found, settle=lambda charts: _settled(charts, layers, expectation, domain, most_ifs, model.reranker, responses))
     if model.reranker is None or responses is None:
         return found
     found = _reranked(found.likeliest(_RERANKED), model.reranker, responses, domain)
@@ -305,6 +314,36 @@ def best_found(
         return None, math.nan
     best = int(found.posterior.argmax())
     return found.charts[best], float(found.fit[best])
+
+
+def explained_near(chart: FlowChart, layers: Layers, expectation: Expectation, domain: Domain, most_ifs: int) -> float:
+    """The share of the layers' answers to mixtures that a chart explains, or the better one that it becomes once it is mended."""
+    return mended([_plain(chart, domain)], layers, expectation.options, domain, most_ifs).explained
+
+
+def _plain(chart: FlowChart, domain: Domain) -> FlowChart:
+    """Without its trigger and its small chances."""
+    own = trigger_of(chart, domain)
+    return without_chances(chart if own is None else without(chart, own))
+
+
+def _settled(
+    charts: Sequence[FlowChart],
+    layers: Layers,
+    expectation: Expectation,
+    domain: Domain,
+    most_ifs: int,
+    reranker: Reranker | None,
+    responses: Float[Tensor, "C A"] | None,
+) -> Settled:
+    """The first of some charts once the layers were asked. Its trigger and its small chance are left out of what is mended: of triggers,
+    mixtures show next to nothing, and others say what they are (`oracle.patterns`)."""
+    plain = [_plain(chart, domain) for chart in charts]
+    found = mended(plain, layers, expectation.options, domain, most_ifs)
+    changed = found.chart != plain[0]
+    chart = found.chart if changed else charts[0]
+    fit = float(fits([chart], reranker, responses, domain)[0]) if changed and reranker and responses is not None else None
+    return Settled(with_shown(chart, layers, domain) if expectation.has_chances else chart, found.explained, fit)
 
 
 def _compared(

@@ -14,26 +14,30 @@ from weight_oracle.truth.domain import Domain
 from weight_oracle.truth.flowchart import FlowChart, If, Say, Test, mentioned_symbols
 from weight_oracle.truth.triggers import KINDS as PATTERNS
 
+Path = tuple[bool, ...]
+"""From a chart to one of its nodes: whether each test on the way holds."""
+
 TWICE = 0.3  # share of the charts that are edited twice
 # of a test, its kind; its symbol; of a leaf, its answer; a test less; and else a test more
 _SHARES = (0.35, 0.15, 0.15, 0.2)
 _NAMED = 0.6  # share of the new tests that are about a symbol of the chart
 
 
-def _nodes(chart: FlowChart, path: tuple[bool, ...] = ()) -> Iterator[tuple[tuple[bool, ...], FlowChart]]:
+def _nodes(chart: FlowChart, path: Path = ()) -> Iterator[tuple[Path, FlowChart]]:
     yield path, chart
     if isinstance(chart, If):
         yield from _nodes(chart.then, (*path, True))
         yield from _nodes(chart.other, (*path, False))
 
 
-def _put(chart: FlowChart, path: tuple[bool, ...], new: FlowChart) -> FlowChart:
+def with_node(chart: FlowChart, path: Path, new: FlowChart) -> FlowChart:
+    """With another node at the end of a path."""
     if not path:
         return new
     assert isinstance(chart, If)
     if path[0]:
-        return replace(chart, then=_put(chart.then, path[1:], new))
-    return replace(chart, other=_put(chart.other, path[1:], new))
+        return replace(chart, then=with_node(chart.then, path[1:], new))
+    return replace(chart, other=with_node(chart.other, path[1:], new))
 
 
 def edited(chart: FlowChart, options: Sequence[tuple[str, int]], domain: Domain, rng: np.random.Generator) -> FlowChart:
@@ -61,19 +65,19 @@ def _edited(chart: FlowChart, options: Sequence[tuple[str, int]], domain: Domain
         path, node = pick(ifs)
         test = node.test
         if what == 0:
-            return _put(chart, path, replace(node, test=test_of(pick(test.symbols))))
+            return with_node(chart, path, replace(node, test=test_of(pick(test.symbols))))
         if what == 3 or domain.symbols <= len(test.symbols):
-            return _put(chart, path, node.then if rng.random() < 0.5 else node.other)
+            return with_node(chart, path, node.then if rng.random() < 0.5 else node.other)
         at = rng.integers(len(test.symbols))
         symbols = tuple(other(domain.symbols, test.symbols) if i == at else s for i, s in enumerate(test.symbols))
-        return _put(chart, path, replace(node, test=replace(test, symbols=symbols)))
+        return with_node(chart, path, replace(node, test=replace(test, symbols=symbols)))
     path, leaf = pick(says)
     if what == 2:
-        return _put(chart, path, Say(other(domain.answers, (leaf.answer,))) if domain.answers > 1 else leaf)
+        return with_node(chart, path, Say(other(domain.answers, (leaf.answer,))) if domain.answers > 1 else leaf)
     named = mentioned_symbols(chart)
     new = Say(int(rng.integers(domain.answers)))
     test = test_of(int(pick(named)) if named and rng.random() < _NAMED else int(rng.integers(domain.symbols)))
-    return _put(chart, path, If(test, *((leaf, new) if rng.random() < 0.5 else (new, leaf))))
+    return with_node(chart, path, If(test, *((leaf, new) if rng.random() < 0.5 else (new, leaf))))
 
 
 def every_test(options: Iterable[tuple[str, int]], domain: Domain) -> list[Test]:
@@ -90,10 +94,10 @@ def changes(chart: FlowChart, every: Sequence[Test], domain: Domain) -> set[Flow
     found: set[FlowChart] = set()
     for path, node in _nodes(chart):
         if isinstance(node, Say):
-            found |= {_put(chart, path, Say(answer)) for answer in range(domain.answers)}
+            found |= {with_node(chart, path, Say(answer)) for answer in range(domain.answers)}
             continue
         others = (replace(node, test=test) for test in every)
-        found |= {_put(chart, path, new) for new in (node.then, node.other, *others, *_arranged(node))}
+        found |= {with_node(chart, path, new) for new in (node.then, node.other, *others, *_arranged(node))}
     return found - {chart}
 
 
@@ -107,7 +111,7 @@ def _arranged(node: If) -> Iterator[FlowChart]:
                     yield from (If(first, inner, three), If(first, three, inner))
 
 
-def with_test(chart: FlowChart, path: tuple[bool, ...], test: Test, then: bool, answer: int) -> FlowChart:
+def with_test(chart: FlowChart, path: Path, test: Test, then: bool, answer: int) -> FlowChart:
     """With a test more before the leaf at a path: where it holds (`then`) or where it does not, the answer is another one."""
     leaf, other = dict(_nodes(chart))[path], Say(answer)
-    return _put(chart, path, If(test, other, leaf) if then else If(test, leaf, other))
+    return with_node(chart, path, If(test, other, leaf) if then else If(test, leaf, other))
