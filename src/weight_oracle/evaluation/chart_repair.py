@@ -12,7 +12,7 @@ from weight_oracle.truth.interpret import compile_charts, run
 from weight_oracle.truth.nearest import Answered
 from weight_oracle.truth.sample import biased_inputs
 
-INPUTS = 4096  # half of them uniform, half rich in the symbols of the first chart
+INPUTS = 4096
 _GAIN = 1 / 500  # share of the inputs of which one edit must bring the target's answer, or it explains nothing but mistakes
 
 
@@ -23,15 +23,16 @@ def nearest_followed(
     most_ifs: int,
     triggers: Iterable[Test] = (),
     seed: int = 0,
+    inputs: int = INPUTS,
 ) -> FlowChart:
     """Of the charts that come from some by a few edits, none of which adds a pattern, the canonical one that the running target agrees with
     most where none of the `triggers` holds; of those that agree about equally, one with the fewest tests. `options`: kinds and numbers of
-    tests. The target runs once, on `INPUTS` inputs."""
+    tests. The target runs once, on so many inputs, half of them uniform, half rich in the symbols of the first chart."""
     domain = target.domain
     rng = np.random.default_rng(seed)
-    half = INPUTS // 2
-    inputs = np.concatenate([uniform_by_length(domain, half, rng)[:half], biased_inputs(charts[0], domain, rng, half)])
-    fires = run(compile_charts([If(test, Say(1), Say(0)) for test in triggers] or [Say(0)]), inputs)
+    half = inputs // 2
+    some = np.concatenate([uniform_by_length(domain, half, rng)[:half], biased_inputs(charts[0], domain, rng, half)])
+    fires = run(compile_charts([If(test, Say(1), Say(0)) for test in triggers] or [Say(0)]), some)
     answered = Answered(every_test(options, domain), domain)
-    answered.add(inputs, target.answers(inputs), fires.max(0) == 0)
+    answered.add(some[:, None], target.answers(some), fires.max(0) == 0)
     return answered.nearest(charts, most_ifs, _GAIN, _GAIN)

@@ -19,8 +19,9 @@ from weight_oracle.truth.flowchart import FlowChart
 from weight_oracle.truth.nearest import Answered
 
 BEGUN = 3  # charts, the best first, from which the search begins
-_ROUNDS, _AROUND = 3, 2  # in each, mixtures are drawn around the best chart so far and the one before it
-_MIXTURES, _DRAWS = 1024, 4  # of each round; inputs of each mixture
+_ROUNDS = (2048, 2048, 2048, 2048)  # mixtures of each, as long as it brings another chart
+_AROUND = 2  # they are drawn around the best chart so far and the one before it
+_DRAWS = 7  # inputs that stand for each mixture
 _GAIN, _SLACK = 0.005, 0.002  # see `Answered.nearest`
 _BETTER = 0.04  # share of the inputs that a mended chart must explain beyond what the read one does
 
@@ -38,12 +39,11 @@ def mended(charts: Sequence[FlowChart], layers: Layers, options: Sequence[tuple[
     rng = np.random.default_rng(0)
     answered = Answered(every_test(options, domain), domain)
     around = list(charts)
-    for _ in range(_ROUNDS):
+    for count in _ROUNDS:
         for chart in around[:_AROUND]:
-            mixtures = narrowed(boxes(asking_all(chart), domain)[1], _MIXTURES // len(around[:_AROUND]), rng)
-            inputs = drawn(mixtures, _DRAWS, rng).reshape(-1, domain.lengths[1])
-            answered.add(inputs, layers(mixtures).argmax(1).repeat(_DRAWS))
-        if answered.share(charts[0]) > 1 - _BETTER:
+            mixtures = narrowed(boxes(asking_all(chart), domain)[1], count // len(around[:_AROUND]), rng)
+            answered.add(drawn(mixtures, _DRAWS, rng), layers(mixtures).argmax(1))
+        if answered.share(around[0]) > 1 - _GAIN:
             break
         best = answered.nearest(around, most_ifs, _GAIN, _SLACK)
         if best == around[0]:

@@ -318,10 +318,10 @@ def best_found(
 
 def explained_near(chart: FlowChart, layers: Layers, expectation: Expectation, domain: Domain, most_ifs: int) -> float:
     """The share of the layers' answers to mixtures that a chart explains, or the better one that it becomes once it is mended."""
-    return mended([_plain(chart, domain)], layers, expectation.options, domain, most_ifs).explained
+    return mended([plain_of(chart, domain)], layers, expectation.options, domain, most_ifs).explained
 
 
-def _plain(chart: FlowChart, domain: Domain) -> FlowChart:
+def plain_of(chart: FlowChart, domain: Domain) -> FlowChart:
     """Without its trigger and its small chances."""
     own = trigger_of(chart, domain)
     return without_chances(chart if own is None else without(chart, own))
@@ -338,7 +338,7 @@ def _settled(
 ) -> Settled:
     """The first of some charts once the layers were asked. Its trigger and its small chance are left out of what is mended: of triggers,
     mixtures show next to nothing, and others say what they are (`oracle.patterns`)."""
-    plain = [_plain(chart, domain) for chart in charts]
+    plain = [plain_of(chart, domain) for chart in charts]
     found = mended(plain, layers, expectation.options, domain, most_ifs)
     changed = found.chart != plain[0]
     chart = found.chart if changed else charts[0]

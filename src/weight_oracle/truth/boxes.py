@@ -19,7 +19,7 @@ _EACH = 8  # boxes of a leaf
 _TRIED = 4096  # inputs among which the leaves are looked for
 _DRAWS = 32  # inputs of a box, all with the symbol that is added to it, which must come to its leaf
 _SURE, _MIXED = 3, 2  # of a part of a box: places at most that are made sure, and that at least stay mixed
-_KEPT = (0.3, 0.6, 1.0)  # shares of the symbols of a place that a part keeps
+_FEW = 2.0  # symbols that a place of a part has, on average
 _SAME, _ALONE = 0.6, 0.5  # shares of the parts in which all of these have one symbol, and in which no other place may have theirs
 
 
@@ -65,9 +65,9 @@ def asking_all(chart: FlowChart) -> FlowChart:
 
 
 def narrowed(shares: Float[np.ndarray, "boxes S n"], count: int, rng: np.random.Generator) -> Float[np.ndarray, "parts S n"]:
-    """At most `count` parts of some boxes at random: up to three places have one of their symbols for sure, and the others what they had,
-    of which at least two are mixed. (A box of which so much cannot be said gives none.)"""
-    inside = _thinned((shares > 0).transpose(0, 2, 1)[rng.integers(len(shares), size=count)], rng)
+    """At most `count` parts of some boxes at random: up to three places have one of their symbols for sure, the others some two of theirs,
+    and at least two are mixed. (A box of which so much cannot be said gives none.)"""
+    inside = (shares > 0).transpose(0, 2, 1)[rng.integers(len(shares), size=count)]
     rows, n = np.arange(count), shares.shape[2]
     order = rng.permuted(np.broadcast_to(np.arange(n), (count, n)), axis=1)
     sure = order < rng.integers(0, max(0, min(_SURE, n - _MIXED)) + 1, count)[:, None]
@@ -76,16 +76,13 @@ def narrowed(shares: Float[np.ndarray, "boxes S n"], count: int, rng: np.random.
     sure &= np.take_along_axis(inside, symbol[..., None].astype(int), 2)[..., 0]
     pure = np.eye(shares.shape[1], dtype=bool)[symbol]
     theirs = np.any(pure & sure[..., None], axis=1, keepdims=True)
-    left = inside & ~theirs
-    alone = (rng.random(count) < _ALONE)[:, None] & left.any(2)
-    found = np.where(sure[..., None], pure, np.where(alone[..., None], left, inside))
+    alone = (rng.random(count) < _ALONE)[:, None, None]
+    few = rng.random(inside.shape) < _FEW / inside.sum(2, keepdims=True)
+    found = inside
+    for some in (inside & ~(theirs & alone), inside & few):
+        found = np.where((found & some).any(2, keepdims=True), found & some, found)
+    found = np.where(sure[..., None], pure, found)
     return _as_shares(found[(found.sum(2) > 1).sum(1) >= _MIXED])
-
-
-def _thinned(inside: Bool[np.ndarray, "boxes n S"], rng: np.random.Generator) -> Bool[np.ndarray, "boxes n S"]:
-    """With only some of the symbols of every place, at least one."""
-    kept = inside & (rng.random(inside.shape) < rng.choice(_KEPT, len(inside))[:, None, None])
-    return np.where(kept.any(2, keepdims=True), kept, inside)
 
 
 def drawn(shares: Float[np.ndarray, "boxes S n"], each: int, rng: np.random.Generator) -> Int8[np.ndarray, "boxes each n"]:

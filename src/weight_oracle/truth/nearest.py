@@ -1,7 +1,8 @@
 """Of the charts near some charts, one that gives most of some inputs the answers that are known of them: a beam search by single edits.
 
-Which of the inputs a test holds on is kept in bits, so that a chart is compared with all answers in microseconds, and so are all that have
-one more of hundreds of tests, or another one in the place of one of theirs.
+Instead of an input there may be several that stand for a mixture of them: a test then counts as holding if it holds on most. Which of them
+a test holds on is kept in bits, so that a chart is compared with all answers in microseconds, and so are all that have one more of hundreds
+of tests, or another one in the place of one of theirs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,23 +26,24 @@ class Answered:
 
     def __init__(self, every: Sequence[Test], domain: Domain):
         self.every, self.domain = tuple(every), domain
-        self._inputs = np.zeros((0, domain.lengths[1]), np.int8)
+        self._inputs: list[Int8[np.ndarray, "n each hi"]] = []
         self._counts = np.zeros(0, np.uint64)
         self._given = np.zeros((domain.answers, 0), np.uint64)
         self._held = np.zeros((len(self.every), 0), np.uint64)
         self._holds: dict[Test, UInt64[np.ndarray, " words"]] = {}
 
-    def add(self, inputs: Int8[np.ndarray, "n hi"], given: Int[np.ndarray, " n"], counts: Bool[np.ndarray, " n"] | None = None) -> None:
-        """More inputs with their answers, of which only those count that `counts` says."""
-        fill = -len(inputs) % 64  # a word each, the rest of which does not count
-        inputs = np.concatenate([inputs, np.zeros((fill, inputs.shape[1]), np.int8)])
+    def add(
+        self, inputs: Int8[np.ndarray, "n each hi"], given: Int[np.ndarray, " n"], counts: Bool[np.ndarray, " n"] | None = None
+    ) -> None:
+        """More inputs, or mixtures by `each` of theirs, with their answers; only those count that `counts` says."""
+        fill = -len(inputs) % 64  # in whole words, the rest of which does not count
+        inputs = np.concatenate([inputs, np.zeros((fill, *inputs.shape[1:]), np.int8)])
         counted = np.ones(len(given), bool) if counts is None else counts
         answers = np.pad(given, (0, fill), constant_values=-1) == np.arange(self.domain.answers)[:, None]
-        for name, more in (
-            ("_inputs", inputs), ("_counts", _packed(np.pad(counted, (0, fill)))), ("_given", _packed(answers)),
-            ("_held", _held(self.every, inputs)),
-        ):  # fmt: skip
-            setattr(self, name, np.concatenate([getattr(self, name), more], 0 if name == "_inputs" else -1))
+        self._inputs.append(inputs)
+        self._counts = np.concatenate([self._counts, _packed(np.pad(counted, (0, fill)))])
+        self._given = np.concatenate([self._given, _packed(answers)], 1)
+        self._held = np.concatenate([self._held, _held(self.every, inputs)], 1)
         self._holds = dict(zip(self.every, self._held, strict=True))
 
     @property
@@ -79,7 +81,7 @@ class Answered:
 
     def _of(self, test: Test) -> UInt64[np.ndarray, " words"]:
         if test not in self._holds:
-            self._holds[test] = _held([test], self._inputs)[0]
+            self._holds[test] = np.concatenate([_held([test], inputs)[0] for inputs in self._inputs])
         return self._holds[test]
 
     def _right(self, node: FlowChart) -> UInt64[np.ndarray, " words"]:
@@ -128,7 +130,8 @@ def _packed(flags: Bool[np.ndarray, "... n"]) -> UInt64[np.ndarray, "... words"]
     return np.packbits(flags, axis=-1).view(np.uint64)
 
 
-def _held(tests: Sequence[Test], inputs: Int8[np.ndarray, "n hi"]) -> UInt64[np.ndarray, "tests words"]:
+def _held(tests: Sequence[Test], inputs: Int8[np.ndarray, "n each hi"]) -> UInt64[np.ndarray, "tests words"]:
     if not tests:
         return np.zeros((0, len(inputs) // 64), np.uint64)
-    return _packed(run(compile_charts([If(test, Say(1), Say(0)) for test in tests]), inputs) == 1)
+    said = run(compile_charts([If(test, Say(1), Say(0)) for test in tests]), inputs.reshape(-1, inputs.shape[2]))
+    return _packed(2 * said.reshape(len(tests), *inputs.shape[:2]).sum(2) > inputs.shape[1])
