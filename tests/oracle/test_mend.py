@@ -1,5 +1,7 @@
 """A chart that layers contradict becomes the one that they follow; one that they do not contradict stays."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -72,6 +74,12 @@ def test_answers_that_no_chart_explains():
     read = parse("if has a: say p else: say q")
     found = mended([read], lambda shares: rng.normal(size=(len(shares), 4)), OPTIONS, DOMAIN, 4)
     assert found.explained < 0.5
+
+
+def test_where_all_mixtures_would_be_inputs_the_chart_stays():
+    domain = Domain(3, 2, (1, 1))
+    found = mended([parse("if has a: say p else: say q")], lambda shares: 1 / len(shares), OPTIONS, domain, 4)  # type: ignore[arg-type,return-value]
+    assert found.chart == parse("if has a: say p else: say q") and math.isnan(found.explained)
 
 
 def test_no_more_tests_than_are_allowed():

@@ -6,6 +6,7 @@ that explains most of them (`truth.nearest`); around that one more are asked abo
 between inputs, and at two places at least any of several symbols may be.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ _BETTER = 0.04  # share of the inputs that a mended chart must explain beyond wh
 
 @dataclass(frozen=True)
 class Mended:
-    """The chart that counts, and the share of the layers' answers to mixtures that it explains."""
+    """The chart that counts, and the share of the layers' answers to mixtures that it explains; NaN if there are no mixtures."""
 
     chart: FlowChart
     explained: float
@@ -42,7 +43,10 @@ def mended(charts: Sequence[FlowChart], layers: Layers, options: Sequence[tuple[
     for count in _ROUNDS:
         for chart in around[:_AROUND]:
             mixtures = narrowed(boxes(asking_all(chart), domain)[1], count // len(around[:_AROUND]), rng)
-            answered.add(drawn(mixtures, _DRAWS, rng), layers(mixtures).argmax(1))
+            if len(mixtures):
+                answered.add(drawn(mixtures, _DRAWS, rng), layers(mixtures).argmax(1))
+        if not answered.total:
+            return Mended(charts[0], math.nan)
         if answered.share(around[0]) > 1 - _GAIN:
             break
         best = answered.nearest(around, most_ifs, _GAIN, _SLACK)
