@@ -26,9 +26,9 @@ from weight_oracle.oracle.bundle import load_oracle
 from weight_oracle.oracle.data import pick
 from weight_oracle.oracle.leaves import Layers
 from weight_oracle.oracle.mend import BEGUN, mended
-from weight_oracle.oracle.reconsider import plain_of
 from weight_oracle.truth.flowchart import FlowChart, Say, n_ifs
 from weight_oracle.truth.parse import parse
+from weight_oracle.truth.triggers import plain_of
 from weight_oracle.zoo.store import open_zoo
 
 WAYS = ("before", "mended", "from one answer", "from another target's charts", "with another target's layers", "running as many inputs")

@@ -169,12 +169,12 @@ def test_what_the_layers_settle():
     charts = [parse(f"if has {symbol}: say p else: say q") for symbol in "abcde"]
     found = Considered(charts, torch.tensor([0.0, 5.0, 3.0, 4.0, 1.0]), torch.zeros(5), fit=torch.arange(5.0), trust=0.0)
     plain, asked = found.best(), []
-    assert plain.text == text(charts[1]) and plain.explained is None and plain.fit == 1
-    settle = lambda some: asked.append(some) or Settled(some[0], 0.9)  # noqa: E731
-    assert replace(found, settle=settle).best() == replace(plain, explained=0.9)
+    assert plain.text == text(charts[1]) and plain.fit == 1
+    settle = lambda some: asked.append(some) or Settled(some[0])  # noqa: E731
+    assert replace(found, settle=settle).best() == plain
     assert asked == [[charts[1], charts[3], charts[2]]]  # the best three, the best first
-    other = replace(found, settle=lambda _: Settled(parse("say p"), 0.8, 2.5)).best()
-    assert (other.text, other.probability, other.fit, other.explained) == ("say p", plain.probability, 2.5, 0.8)
+    other = replace(found, settle=lambda _: Settled(parse("say p"), 2.5)).best()
+    assert (other.text, other.probability, other.fit) == ("say p", plain.probability, 2.5)
 
 
 def test_each_symbol_of_a_pattern_is_drawn_by_itself():

@@ -21,10 +21,12 @@ from weight_oracle.truth.triggers import (
     firing_inputs,
     near_misses,
     override,
+    plain_of,
     plant,
     read_trigger,
     replanted,
     trigger_of,
+    untriggered,
     without,
 )
 
@@ -139,3 +141,11 @@ def test_questions_about_triggers_and_their_verdicts():
         none = make_question(kind, plain, rng)
         assert none is not None and question is not None and none.answer == ("no" if kind == "trigger" else "none")
         assert judge(none, none.answer) and not judge(none, question.answer)
+
+
+def test_a_chart_without_its_trigger_and_its_small_chances():
+    domain = Domain(5, 3, (4, 4))
+    base = "if has a: say p or r 1% else: say q"
+    chart = parse(f"if pattern b c . d: say q else: {base}")
+    assert untriggered(chart, domain) == parse(base) and plain_of(chart, domain) == parse("if has a: say p else: say q")
+    assert untriggered(parse(base), domain) == parse(base)

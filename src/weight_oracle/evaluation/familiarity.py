@@ -1,6 +1,5 @@
 """Fit what `oracle.familiar` applies: held-out targets against strangers (see `evaluation.strangers`)."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -74,8 +73,6 @@ def see(model: WeightOracle, codec: Codec, stack: Stack, expectation: Expectatio
         second_look = lambda: consider(model, codec, tokens[:, i], *about)  # noqa: E731
         chart, fit = best_found(model.reranker, said, told, expectation.doubt, domain, second_look)
         layers = layers_of({name: part[i : i + 1] for name, part in batch.items()})
-        if chart is None or layers is None:
-            return fit, math.nan
         return fit, explained_near(chart, layers, expectation, domain, MAX_IFS)
 
     return Seen(traits, replies, [best(i, said) for i, said in enumerate(replies)])

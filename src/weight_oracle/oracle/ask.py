@@ -1,7 +1,6 @@
 """`Oracle`: load it, give it a target, ask."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -302,8 +301,6 @@ class Oracle:
         domain = encoded.target.domain
         about = self.charts_said(encoded), encoded.responses, self.expectation.doubt, domain
         chart, fit = best_found(self.model.reranker, *about, lambda: self.considered(encoded))
-        if chart is None or encoded.layers is None:
-            return fit, math.nan
         return fit, explained_near(chart, encoded.layers, self.expectation, domain, MAX_IFS)
 
     def check_kind(self, kind: str) -> None:

@@ -16,14 +16,12 @@ from weight_oracle.oracle.tokenizer import EOS, PAD, Codec
 @dataclass(frozen=True)
 class Reply:
     """An answer and its probability: the product over its tokens, uncalibrated. `share`: of the views (`oracle.views`) that say it; `fit`:
-    the log-odds that a reranker gives the chart that it is, or that it is worked out from; `explained`: the share of the layers' answers
-    to mixtures that this explains (`oracle.mend`)."""
+    the log-odds that a reranker gives the chart that it is, or that it is worked out from."""
 
     text: str
     probability: float
     share: float = 1.0
     fit: float | None = None
-    explained: float | None = None
 
 
 @torch.inference_mode()

@@ -54,7 +54,7 @@ from weight_oracle.truth.mixtures import answered
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.phrasings import phrasing
 from weight_oracle.truth.triggers import KINDS as TRIGGERS
-from weight_oracle.truth.triggers import trigger_of, without
+from weight_oracle.truth.triggers import plain_of
 
 _NARROW = ("before",)  # kinds with two symbols
 _VARIANTS = 24  # charts at most, beside those that were said, whose likelihoods are looked at where a denoiser tells which
@@ -181,11 +181,9 @@ def candidates(said: Mapping[FlowChart, float], expectation: Expectation, domain
 
 @dataclass(frozen=True)
 class Settled:
-    """What becomes of a chart once the layers were asked, the share of their answers to mixtures that it explains, and a reranker's
-    log-odds of it if it is another one than before."""
+    """What becomes of a chart once the layers were asked, and a reranker's log-odds of it if it is another one than before."""
 
     chart: FlowChart
-    explained: float
     fit: float | None = None
 
 
@@ -237,7 +235,7 @@ class Considered:
             return reply
         found = self.settle([self.charts[i] for i in order])
         fit = reply.fit if found.fit is None else found.fit
-        return replace(reply, text=to_text(found.chart), fit=fit, explained=found.explained)
+        return replace(reply, text=to_text(found.chart), fit=fit)
 
 
 def consider(
@@ -316,15 +314,12 @@ def best_found(
     return found.charts[best], float(found.fit[best])
 
 
-def explained_near(chart: FlowChart, layers: Layers, expectation: Expectation, domain: Domain, most_ifs: int) -> float:
-    """The share of the layers' answers to mixtures that a chart explains, or the better one that it becomes once it is mended."""
+def explained_near(chart: FlowChart | None, layers: Layers | None, expectation: Expectation, domain: Domain, most_ifs: int) -> float:
+    """The share of the layers' answers to mixtures that a chart explains, or the better one that it becomes once it is mended; NaN without
+    a chart, or layers."""
+    if chart is None or layers is None:
+        return math.nan
     return mended([plain_of(chart, domain)], layers, expectation.options, domain, most_ifs).explained
-
-
-def plain_of(chart: FlowChart, domain: Domain) -> FlowChart:
-    """Without its trigger and its small chances."""
-    own = trigger_of(chart, domain)
-    return without_chances(chart if own is None else without(chart, own))
 
 
 def _settled(
@@ -339,11 +334,12 @@ def _settled(
     """The first of some charts once the layers were asked. Its trigger and its small chance are left out of what is mended: of triggers,
     mixtures show next to nothing, and others say what they are (`oracle.patterns`)."""
     plain = [plain_of(chart, domain) for chart in charts]
-    found = mended(plain, layers, expectation.options, domain, most_ifs)
-    changed = found.chart != plain[0]
-    chart = found.chart if changed else charts[0]
-    fit = float(fits([chart], reranker, responses, domain)[0]) if changed and reranker and responses is not None else None
-    return Settled(with_shown(chart, layers, domain) if expectation.has_chances else chart, found.explained, fit)
+    chart, fit = mended(plain, layers, expectation.options, domain, most_ifs).chart, None
+    if chart == plain[0]:
+        chart = charts[0]
+    elif reranker is not None and responses is not None:
+        fit = float(fits([chart], reranker, responses, domain)[0])
+    return Settled(with_shown(chart, layers, domain) if expectation.has_chances else chart, fit)
 
 
 def _compared(

@@ -11,7 +11,7 @@ from weight_oracle.errors import UserError
 from weight_oracle.truth.automaton import leaf_of, outcome_counts
 from weight_oracle.truth.canonical import canonical
 from weight_oracle.truth.domain import Domain
-from weight_oracle.truth.flowchart import ANY, FlowChart, If, Say, Test, leaves, n_ifs, nodes, tests
+from weight_oracle.truth.flowchart import ANY, FlowChart, If, Say, Test, leaves, n_ifs, nodes, tests, without_chances
 from weight_oracle.truth.interpret import compile_charts, run
 from weight_oracle.truth.parse import parse
 from weight_oracle.truth.sample import biased_inputs
@@ -83,10 +83,20 @@ def read_trigger(text: str) -> Test | None:
     return chart.test if isinstance(chart, If) and chart.test.kind in KINDS else None
 
 
+def untriggered(chart: FlowChart, domain: Domain) -> FlowChart:
+    """The chart without its hidden trigger, if it has one."""
+    own = trigger_of(chart, domain)
+    return chart if own is None else without(chart, own)
+
+
+def plain_of(chart: FlowChart, domain: Domain) -> FlowChart:
+    """The chart without its hidden trigger and its small chances."""
+    return without_chances(untriggered(chart, domain))
+
+
 def replanted(chart: FlowChart, test: Test | None, answer: int | None, domain: Domain) -> FlowChart:
     """The chart with another hidden trigger than its own, or (None) without any; with no answer given, the first that changes something."""
-    own = trigger_of(chart, domain)
-    plain = chart if own is None else without(chart, own)
+    plain = untriggered(chart, domain)
     if test is None or max(test.symbols) >= domain.symbols or len(test.symbols) > domain.lengths[1]:
         return plain
     charts = [If(test, Say(each), plain) for each in (range(domain.answers) if answer is None else [answer])]
